@@ -1,0 +1,193 @@
+//! The cluster's metadata at one revision, as the controller publishes it to brokers and gateways.
+//!
+//! Invariant: an image is immutable. A change makes a new image with a higher revision that shares
+//! all unchanged topics with the old one.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::epoch::{BrokerEpoch, LeaderEpoch, PartitionEpoch};
+use crate::id::{BrokerId, ControllerId, PartitionIndex, RaftGroupId, ReplicaId, TopicId};
+
+/// A controller as brokers, gateways and operators reach it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Controller {
+    pub controller_id: ControllerId,
+    /// `host:port` of its gRPC services.
+    pub rpc_address: String,
+    /// `host:port` of its REST admin API.
+    pub rest_address: String,
+}
+
+/// A registered broker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Broker {
+    pub broker_id: BrokerId,
+    /// Chosen by the broker process at its start.
+    pub incarnation_id: Uuid,
+    pub broker_epoch: BrokerEpoch,
+    /// `host:port` of its gRPC services.
+    pub rpc_address: String,
+    pub rack: Option<String>,
+    /// Not trusted to lead or serve: its session ran out, or it is shutting down.
+    pub fenced: bool,
+}
+
+/// One `host:port` that a gateway offers to Kafka clients.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Endpoint {
+    pub host: String,
+    pub port: u16,
+}
+
+/// A registered gateway; one whose session ran out is removed from the image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gateway {
+    pub gateway_id: String,
+    pub incarnation_id: Uuid,
+    pub rack: Option<String>,
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// One partition: where it should be (assignment) and what its leader last reported.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Partition {
+    pub partition: PartitionIndex,
+    pub raft_group_id: RaftGroupId,
+    /// The assignment: preferred leader first.
+    pub replicas: Vec<ReplicaId>,
+    /// In-sync replicas, decided by the controller from the leader's reports.
+    pub isr: Vec<BrokerId>,
+    /// The leader in `leader_epoch`, as it reported itself; none before the first election.
+    pub leader: Option<BrokerId>,
+    pub leader_epoch: LeaderEpoch,
+    pub partition_epoch: PartitionEpoch,
+}
+
+impl Partition {
+    /// The replica on `broker_id`, if the assignment has one.
+    pub fn replica_on(&self, broker_id: BrokerId) -> Option<ReplicaId> {
+        self.replicas.iter().copied().find(|r| r.broker_id == broker_id)
+    }
+}
+
+/// A topic and its partitions, in index order without gaps.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Topic {
+    pub topic_id: TopicId,
+    pub name: Arc<str>,
+    /// Only what differs from the defaults (`topic_config`).
+    pub configs: BTreeMap<String, String>,
+    pub partitions: Vec<Partition>,
+}
+
+impl Topic {
+    pub fn partition(&self, index: PartitionIndex) -> Option<&Partition> {
+        usize::try_from(index.0).ok().and_then(|i| self.partitions.get(i))
+    }
+
+    pub fn is_internal(&self) -> bool {
+        matches!(&*self.name, "__consumer_offsets" | "__transaction_state")
+    }
+}
+
+/// All cluster metadata at `revision`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ClusterImage {
+    pub cluster_id: String,
+    /// Rises by every applied controller command that changed something.
+    pub revision: u64,
+    /// The controllers' leader, where known.
+    pub controller_leader: Option<ControllerId>,
+    pub controllers: BTreeMap<ControllerId, Controller>,
+    pub brokers: BTreeMap<BrokerId, Broker>,
+    pub gateways: BTreeMap<String, Gateway>,
+    pub topics: HashMap<TopicId, Arc<Topic>>,
+    pub topic_ids: HashMap<Arc<str>, TopicId>,
+}
+
+impl ClusterImage {
+    pub fn topic(&self, topic_id: TopicId) -> Option<&Arc<Topic>> {
+        self.topics.get(&topic_id)
+    }
+
+    pub fn topic_by_name(&self, name: &str) -> Option<&Arc<Topic>> {
+        self.topic_ids.get(name).and_then(|id| self.topics.get(id))
+    }
+
+    /// Adds or replaces a topic.
+    pub fn put_topic(&mut self, topic: Arc<Topic>) {
+        self.topic_ids.insert(topic.name.clone(), topic.topic_id);
+        self.topics.insert(topic.topic_id, topic);
+    }
+
+    /// Removes a topic; nothing happens where it is not there.
+    pub fn remove_topic(&mut self, topic_id: TopicId) {
+        if let Some(topic) = self.topics.remove(&topic_id)
+            && self.topic_ids.get(&topic.name) == Some(&topic_id)
+        {
+            self.topic_ids.remove(&topic.name);
+        }
+    }
+
+    /// Applies a change on top of this image. The caller has checked that `change.revision` is
+    /// higher than this image's.
+    pub fn apply(&mut self, change: ImageChange) {
+        self.revision = change.revision;
+        if let Some(leader) = change.controller_leader {
+            self.controller_leader = leader;
+        }
+        for controller in change.controllers {
+            self.controllers.insert(controller.controller_id, controller);
+        }
+        for broker in change.brokers {
+            self.brokers.insert(broker.broker_id, broker);
+        }
+        for broker_id in change.removed_brokers {
+            self.brokers.remove(&broker_id);
+        }
+        for gateway in change.gateways {
+            self.gateways.insert(gateway.gateway_id.clone(), gateway);
+        }
+        for gateway_id in change.removed_gateways {
+            self.gateways.remove(&gateway_id);
+        }
+        for topic_id in change.removed_topics {
+            self.remove_topic(topic_id);
+        }
+        for topic in change.topics {
+            self.put_topic(topic);
+        }
+        for (topic_id, partition) in change.partitions {
+            let Some(topic) = self.topics.get_mut(&topic_id) else { continue };
+            let topic = Arc::make_mut(topic);
+            let slot = usize::try_from(partition.partition.0)
+                .ok()
+                .and_then(|index| topic.partitions.get_mut(index));
+            if let Some(slot) = slot {
+                *slot = partition;
+            }
+        }
+    }
+}
+
+/// What one revision, or a run of revisions, changed. Entries replace the whole item they name.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ImageChange {
+    pub revision: u64,
+    /// `Some(x)`: the controllers' leader is now `x`.
+    pub controller_leader: Option<Option<ControllerId>>,
+    pub controllers: Vec<Controller>,
+    pub brokers: Vec<Broker>,
+    pub removed_brokers: Vec<BrokerId>,
+    pub gateways: Vec<Gateway>,
+    pub removed_gateways: Vec<String>,
+    /// Created topics, and topics whose configs or number of partitions changed.
+    pub topics: Vec<Arc<Topic>>,
+    pub removed_topics: Vec<TopicId>,
+    /// Single partitions that changed; applied after `topics`.
+    pub partitions: Vec<(TopicId, Partition)>,
+}
