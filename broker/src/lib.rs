@@ -1,1 +1,22 @@
-//! Placeholder while the workspace is laid out.
+//! The broker: replicas of partitions, one Raft group each, over one shared WAL; the transport
+//! that carries all groups between two brokers; and the coordinator of consumer groups.
+//!
+//! Modules in reading order. Services never import each other: brokers, gateways and controllers
+//! meet only in `chronik_proto`.
+
+pub mod config;
+pub mod metrics;
+
+pub mod replica;
+pub mod replicas;
+
+pub mod peers;
+
+pub mod leadership;
+
+pub mod controller_client;
+pub mod reconcile;
+
+pub mod consumer_group;
+
+pub mod rpc;

@@ -1,0 +1,1 @@
+//! The broker's gRPC services for gateways, one file per service. Each file's owner adds its line.
