@@ -1,0 +1,142 @@
+//! The life of a service process: logging and tracing set up, a runtime, signals, an exit code.
+//!
+//! Invariant: a panic in any task ends the process. A half-dead service that still answers is
+//! worse than one that is restarted.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use opentelemetry_sdk::trace::SdkTracerProvider;
+use tokio::runtime::{Builder, Runtime};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info};
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{LogFormat, TelemetryConfig};
+use crate::trace;
+
+/// Exit code for a configuration that cannot be used (`EX_USAGE` of sysexits.h).
+pub const EXIT_CONFIG: u8 = 64;
+/// How long the last spans may take to leave.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Runs a service until it ends by itself or a signal asks it to.
+///
+/// The first SIGINT or SIGTERM cancels the token, and `service_main` is expected to return soon;
+/// a second one exits at once. `worker_threads` 1 runs everything on one thread, which is the
+/// cheapest way to use one core; 0 means one thread per core.
+pub fn run<F, Fut>(
+    service: &'static str,
+    telemetry: &TelemetryConfig,
+    worker_threads: usize,
+    service_main: F,
+) -> ExitCode
+where
+    F: FnOnce(CancellationToken) -> Fut,
+    Fut: Future<Output = anyhow::Result<()>>,
+{
+    init_logging(telemetry);
+    abort_on_panic();
+    let runtime = match build_runtime(worker_threads) {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            error!(%error, "cannot start the runtime");
+            return ExitCode::FAILURE;
+        }
+    };
+    let provider = {
+        // The OTLP client looks for a runtime when it is built.
+        let _entered = runtime.enter();
+        match trace::init(service, telemetry.otlp_endpoint.as_deref()) {
+            Ok(provider) => provider,
+            Err(error) => {
+                error!(%error, "cannot set up trace export; check telemetry.otlp-endpoint");
+                return ExitCode::from(EXIT_CONFIG);
+            }
+        }
+    };
+    let outcome = runtime.block_on(async {
+        let stop = CancellationToken::new();
+        tokio::spawn(cancel_on_signal(stop.clone()));
+        service_main(stop).await
+    });
+    flush_spans(&runtime, provider);
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    match outcome {
+        Ok(()) => {
+            info!(service, "stopped");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            error!(service, error = format!("{error:#}"), "stopped by an error");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn build_runtime(worker_threads: usize) -> std::io::Result<Runtime> {
+    let mut builder = match worker_threads {
+        1 => Builder::new_current_thread(),
+        _ => Builder::new_multi_thread(),
+    };
+    if worker_threads > 1 {
+        builder.worker_threads(worker_threads);
+    }
+    builder.enable_all().build()
+}
+
+fn init_logging(telemetry: &TelemetryConfig) {
+    let filter =
+        EnvFilter::try_new(&telemetry.log_filter).unwrap_or_else(|_| EnvFilter::new("info"));
+    let subscriber =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Fails only where a subscriber is set already, as in tests that start several services.
+    let _ = match telemetry.log_format {
+        LogFormat::Text => subscriber.with_ansi(false).try_init(),
+        LogFormat::Json => subscriber.json().try_init(),
+    };
+}
+
+fn abort_on_panic() {
+    let default_hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        default_hook(panic);
+        error!(%panic, "a task panicked: the process stops");
+        std::process::abort();
+    }));
+}
+
+async fn cancel_on_signal(stop: CancellationToken) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut interrupt), Ok(mut terminate)) =
+        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
+        error!("cannot listen to signals: stop the process with SIGKILL");
+        return;
+    };
+    for again in [false, true] {
+        let name = tokio::select! {
+            _ = interrupt.recv() => "SIGINT",
+            _ = terminate.recv() => "SIGTERM",
+        };
+        info!(signal = name, "asked to stop");
+        stop.cancel();
+        if again {
+            std::process::exit(130);
+        }
+    }
+}
+
+/// Sends the last spans. `shutdown` blocks on a thread that needs the runtime to go on, so it runs
+/// beside it.
+fn flush_spans(runtime: &Runtime, provider: Option<SdkTracerProvider>) {
+    let Some(provider) = provider else { return };
+    let flushed = runtime.block_on(async {
+        let shutdown =
+            tokio::task::spawn_blocking(move || provider.shutdown_with_timeout(FLUSH_TIMEOUT));
+        tokio::time::timeout(FLUSH_TIMEOUT * 2, shutdown).await
+    });
+    if !matches!(flushed, Ok(Ok(Ok(())))) {
+        info!("the last spans could not be sent");
+    }
+}
