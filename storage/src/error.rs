@@ -1,0 +1,133 @@
+//! What can go wrong, as facts a caller branches on. Errors are cheap to clone, because one failed
+//! write is told to everybody who waits.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use chronik_types::id::RaftGroupId;
+use chronik_types::offset::Offset;
+
+/// Why an operation on a partition's log failed.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StorageError {
+    #[error(
+        "offset {offset} is outside the log, which runs from {log_start_offset} to {log_end_offset}"
+    )]
+    OffsetOutOfRange {
+        offset: Offset,
+        log_start_offset: Offset,
+        log_end_offset: Offset,
+    },
+    #[error(
+        "log index {index} is outside the log, which runs from {first_index} to {next_index} (exclusive)"
+    )]
+    IndexOutOfRange {
+        index: u64,
+        first_index: u64,
+        next_index: u64,
+    },
+    /// Never served; the replica is to be rebuilt from its peers.
+    #[error("{} is corrupt at byte {position}: {why}", file.display())]
+    Corrupt {
+        file: PathBuf,
+        position: u64,
+        why: Arc<str>,
+    },
+    /// An earlier write or fsync failed. Nothing can be promised any more: the process must stop.
+    #[error("storage stopped after a failed write: {why}")]
+    Poisoned { why: Arc<str> },
+    /// A read failed, or a write that promised nothing yet.
+    #[error("{operation} {}: {source}", file.display())]
+    Io {
+        operation: &'static str,
+        file: PathBuf,
+        source: Arc<io::Error>,
+    },
+    /// Entries that do not continue the log.
+    #[error("group {group}: {what} {actual} does not continue the log, which expects {expected}")]
+    OutOfOrder {
+        group: RaftGroupId,
+        what: &'static str,
+        expected: i128,
+        actual: i128,
+    },
+    #[error(
+        "group {group}: entries up to {committed} are committed and cannot be cut back to {index:?}"
+    )]
+    TruncatesCommitted {
+        group: RaftGroupId,
+        index: Option<u64>,
+        committed: u64,
+    },
+    /// More uncommitted data than the memory budget; the caller may try again later.
+    #[error(
+        "storage holds {pinned_bytes} bytes that are not committed yet, its budget is {max_bytes}"
+    )]
+    Overloaded {
+        pinned_bytes: usize,
+        max_bytes: usize,
+    },
+    #[error("{what} has {size_bytes} bytes, at most {max_bytes} are allowed")]
+    TooLarge {
+        what: &'static str,
+        size_bytes: usize,
+        max_bytes: usize,
+    },
+    #[error("group {group}: entry {index} is no valid sequence of record batches: {why}")]
+    InvalidEntry {
+        group: RaftGroupId,
+        index: u64,
+        why: Arc<str>,
+    },
+    #[error("the log of group {0} was deleted")]
+    Deleted(RaftGroupId),
+    #[error("storage is closed")]
+    Closed,
+}
+
+impl StorageError {
+    pub fn io(operation: &'static str, file: &Path, source: io::Error) -> Self {
+        StorageError::Io {
+            operation,
+            file: file.to_owned(),
+            source: Arc::new(source),
+        }
+    }
+
+    pub fn corrupt(file: &Path, position: u64, why: impl Into<Arc<str>>) -> Self {
+        StorageError::Corrupt {
+            file: file.to_owned(),
+            position,
+            why: why.into(),
+        }
+    }
+}
+
+/// Why the storage could not be opened. Nothing was changed that a later try would miss.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("{} is in use by another process", dir.display())]
+    Locked { dir: PathBuf },
+    #[error("{} is corrupt at byte {position}: {why}", file.display())]
+    Corrupt {
+        file: PathBuf,
+        position: u64,
+        why: String,
+    },
+    #[error("{operation} {}: {source}", file.display())]
+    Io {
+        operation: &'static str,
+        file: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("storage setting {name} is {value}, {why}")]
+    InvalidConfig {
+        name: &'static str,
+        value: u64,
+        why: &'static str,
+    },
+    #[error("recovered logs cannot be written: {0}")]
+    Storage(#[from] StorageError),
+}
