@@ -1,0 +1,191 @@
+//! `chronik topic`.
+
+use anyhow::Context as _;
+use reqwest::Method;
+use serde_json::{Map, Value, json};
+
+use super::{cell, client, items, show};
+use crate::arguments::{Access, OutputFormat, TopicCommand, UsageError};
+use crate::output::{self, Table};
+use crate::rest::path_segment;
+
+pub async fn run(command: TopicCommand) -> anyhow::Result<()> {
+    match command {
+        TopicCommand::List { access, internal } => list(&access, internal).await,
+        TopicCommand::Create {
+            access,
+            name,
+            partitions,
+            replication_factor,
+            configs,
+        } => {
+            let mut topic = json!({ "name": name, "configs": string_map(configs)? });
+            if let Some(partitions) = partitions {
+                topic["partition_count"] = partitions.into();
+            }
+            if let Some(replication_factor) = replication_factor {
+                topic["replication_factor"] = replication_factor.into();
+            }
+            create(&access, &name, &topic).await
+        }
+        TopicCommand::Describe { access, name } => describe(&access, &name).await,
+        TopicCommand::AlterConfig {
+            access,
+            name,
+            set,
+            delete,
+        } => {
+            let changes = config_changes(set, delete)?;
+            alter_config(&access, &name, &changes).await
+        }
+        TopicCommand::AddPartitions {
+            access,
+            name,
+            total,
+        } => add_partitions(&access, &name, total).await,
+        TopicCommand::Delete { access, name } => delete_topic(&access, &name).await,
+    }
+}
+
+async fn list(access: &Access, internal: bool) -> anyhow::Result<()> {
+    let answer = client(access)?.get("/v1/topics").await?;
+    show(access, &answer, |answer| {
+        let mut table = Table::new(&["TOPIC", "PARTITIONS", "REPLICATION FACTOR", "ID"]);
+        for topic in items(answer, "topics") {
+            if internal || topic["internal"] != Value::Bool(true) {
+                table.row(vec![
+                    cell(&topic["name"]),
+                    cell(&topic["partition_count"]),
+                    cell(&topic["replication_factor"]),
+                    cell(&topic["topic_id"]),
+                ]);
+            }
+        }
+        table.render()
+    });
+    Ok(())
+}
+
+async fn create(access: &Access, name: &str, topic: &Value) -> anyhow::Result<()> {
+    let answer = client(access)?
+        .request(Method::POST, "/v1/topics", Some(topic))
+        .await
+        .with_context(|| format!("cannot create topic '{name}'"))?;
+    show(access, &answer, |answer| {
+        format!(
+            "created topic '{name}': {} partitions, replication factor {}\n",
+            cell(&answer["partition_count"]),
+            cell(&answer["replication_factor"])
+        )
+    });
+    Ok(())
+}
+
+async fn describe(access: &Access, name: &str) -> anyhow::Result<()> {
+    let topic = client(access)?
+        .get(&topic_path(name)?)
+        .await
+        .with_context(|| format!("cannot describe topic '{name}'"))?;
+    show(access, &topic, render_topic);
+    Ok(())
+}
+
+fn render_topic(topic: &Value) -> String {
+    let mut table = Table::new(&["PARTITION", "LEADER", "LEADER EPOCH", "REPLICAS", "ISR"]);
+    for partition in items(topic, "partitions") {
+        table.row(vec![
+            cell(&partition["partition"]),
+            cell(&partition["leader"]),
+            cell(&partition["leader_epoch"]),
+            cell(&partition["replicas"]),
+            cell(&partition["isr"]),
+        ]);
+    }
+    format!(
+        "topic    {}\nid       {}\nconfigs  {}\n\n{}",
+        cell(&topic["name"]),
+        cell(&topic["topic_id"]),
+        cell(&topic["configs"]),
+        table.render()
+    )
+}
+
+async fn alter_config(access: &Access, name: &str, changes: &Value) -> anyhow::Result<()> {
+    let answer = client(access)?
+        .request(
+            Method::PATCH,
+            &format!("{}/configs", topic_path(name)?),
+            Some(changes),
+        )
+        .await
+        .with_context(|| format!("cannot change configs of topic '{name}'"))?;
+    done(
+        access,
+        &answer,
+        &format!("changed configs of topic '{name}'"),
+    );
+    Ok(())
+}
+
+async fn add_partitions(access: &Access, name: &str, total: i32) -> anyhow::Result<()> {
+    let body = json!({ "total_count": total });
+    let answer = client(access)?
+        .request(
+            Method::POST,
+            &format!("{}/partitions", topic_path(name)?),
+            Some(&body),
+        )
+        .await
+        .with_context(|| format!("cannot add partitions to topic '{name}'"))?;
+    done(
+        access,
+        &answer,
+        &format!("topic '{name}' has {total} partitions"),
+    );
+    Ok(())
+}
+
+async fn delete_topic(access: &Access, name: &str) -> anyhow::Result<()> {
+    let answer = client(access)?
+        .request(Method::DELETE, &topic_path(name)?, None)
+        .await
+        .with_context(|| format!("cannot delete topic '{name}'"))?;
+    done(access, &answer, &format!("deleted topic '{name}'"));
+    Ok(())
+}
+
+/// For answers that may be empty: a program still gets JSON.
+fn done(access: &Access, answer: &Value, sentence: &str) {
+    match (access.output, answer) {
+        (OutputFormat::Json, Value::Null) => output::print_json(&json!({})),
+        (OutputFormat::Json, answer) => output::print_json(answer),
+        (OutputFormat::Table, _) => output::print_line(sentence),
+    }
+}
+
+/// `.` and `..` would not stay in their place in a URL; they are no topic names either.
+fn topic_path(name: &str) -> Result<String, UsageError> {
+    if matches!(name, "" | "." | "..") {
+        return Err(UsageError(format!("'{name}' cannot be a topic's name")));
+    }
+    Ok(format!("/v1/topics/{}", path_segment(name)))
+}
+
+fn string_map(pairs: Vec<(String, String)>) -> Result<Value, UsageError> {
+    let mut map = Map::new();
+    for (key, value) in pairs {
+        if map.insert(key.clone(), value.into()).is_some() {
+            return Err(UsageError(format!("config '{key}' is given twice")));
+        }
+    }
+    Ok(Value::Object(map))
+}
+
+fn config_changes(set: Vec<(String, String)>, delete: Vec<String>) -> Result<Value, UsageError> {
+    if let Some((key, _)) = set.iter().find(|(key, _)| delete.contains(key)) {
+        return Err(UsageError(format!(
+            "config '{key}' cannot be both set and deleted"
+        )));
+    }
+    Ok(json!({ "set": string_map(set)?, "delete": delete }))
+}
