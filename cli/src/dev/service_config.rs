@@ -67,7 +67,15 @@ struct BrokerConfig<'a> {
     rpc_advertised: String,
     http_listen: String,
     controllers: Vec<String>,
+    consumer_groups: ConsumerGroups,
     telemetry: &'a Telemetry,
+}
+
+/// A consumer that is tried out gets its partitions at once: no waiting for others to join.
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct ConsumerGroups {
+    initial_rebalance_delay_ms: u64,
 }
 
 #[derive(Serialize)]
@@ -123,6 +131,9 @@ pub fn services(
             rpc_advertised: address(ports.rpc),
             http_listen: address(ports.http),
             controllers: controller_rpc.clone(),
+            consumer_groups: ConsumerGroups {
+                initial_rebalance_delay_ms: 0,
+            },
             telemetry,
         })?;
         services.push(service);
