@@ -25,7 +25,9 @@ pub async fn describe(access: &Access, broker_id: i32) -> anyhow::Result<()> {
 }
 
 fn render(brokers: &[Value]) -> String {
-    let mut table = Table::new(&["BROKER", "STATE", "EPOCH", "RACK", "RPC"]);
+    let mut table = Table::new(&[
+        "BROKER", "STATE", "LEADERS", "REPLICAS", "EPOCH", "RACK", "RPC",
+    ]);
     for broker in brokers {
         let state = match broker["fenced"].as_bool() {
             Some(true) => "fenced",
@@ -35,6 +37,8 @@ fn render(brokers: &[Value]) -> String {
         table.row(vec![
             cell(&broker["broker_id"]),
             state.to_owned(),
+            cell(&broker["leader_count"]),
+            cell(&broker["replica_count"]),
             cell(&broker["broker_epoch"]),
             cell(&broker["rack"]),
             cell(&broker["rpc_address"]),

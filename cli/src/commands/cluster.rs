@@ -12,9 +12,21 @@ pub async fn describe(access: &Access) -> anyhow::Result<()> {
 }
 
 fn render(cluster: &Value) -> String {
-    let mut text = String::new();
-    for (name, value) in cluster.as_object().into_iter().flatten() {
-        text.push_str(&format!("{:<24} {}\n", name.replace('_', " "), cell(value)));
-    }
-    text
+    const LINES: &[(&str, &str)] = &[
+        ("cluster id", "cluster_id"),
+        ("revision", "revision"),
+        ("leading controller", "controller_leader"),
+        ("controllers", "controller_count"),
+        ("brokers", "broker_count"),
+        ("  fenced", "fenced_broker_count"),
+        ("gateways", "gateway_count"),
+        ("topics", "topic_count"),
+        ("partitions", "partition_count"),
+        ("  without leader", "leaderless_partition_count"),
+        ("  under-replicated", "under_replicated_partition_count"),
+    ];
+    LINES
+        .iter()
+        .map(|(label, name)| format!("{label:<20}{}\n", cell(&cluster[*name])))
+        .collect()
 }

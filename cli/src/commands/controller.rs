@@ -17,7 +17,7 @@ fn render(answer: &Value) -> String {
     for controller in items(answer, "controllers") {
         table.row(vec![
             cell(&controller["controller_id"]),
-            cell(&controller["leader"]),
+            cell(&controller["is_leader"]),
             cell(&controller["rest_address"]),
             cell(&controller["rpc_address"]),
         ]);
