@@ -77,6 +77,13 @@ pub struct ReplicaId {
     pub incarnation: u64,
 }
 
+/// openraft's storage suite numbers its nodes; in operation the controller names both parts.
+impl From<u64> for ReplicaId {
+    fn from(incarnation: u64) -> Self {
+        ReplicaId { broker_id: BrokerId(0), incarnation }
+    }
+}
+
 impl fmt::Display for ReplicaId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{}", self.broker_id, self.incarnation)
