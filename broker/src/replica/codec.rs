@@ -83,7 +83,10 @@ impl<'a> Reader<'a> {
         self.need(4)?;
         let count = self.bytes.get_u32() as usize;
         if count > max {
-            return Err(DecodeError::TooMany { what: self.what, count });
+            return Err(DecodeError::TooMany {
+                what: self.what,
+                count,
+            });
         }
         Ok(count)
     }
@@ -101,11 +104,18 @@ impl<'a> Reader<'a> {
 
     /// Checks that nothing is left.
     pub(super) fn end(self) -> Result<(), DecodeError> {
-        if self.bytes.is_empty() { Ok(()) } else { Err(self.invalid()) }
+        if self.bytes.is_empty() {
+            Ok(())
+        } else {
+            Err(self.invalid())
+        }
     }
 
     fn replica_id(&mut self) -> Result<ReplicaId, DecodeError> {
-        Ok(ReplicaId { broker_id: BrokerId(self.i32()?), incarnation: self.u64()? })
+        Ok(ReplicaId {
+            broker_id: BrokerId(self.i32()?),
+            incarnation: self.u64()?,
+        })
     }
 }
 
@@ -151,7 +161,10 @@ pub fn decode_vote(bytes: &[u8]) -> Result<Vote, DecodeError> {
         _ => return Err(reader.invalid()),
     };
     reader.end()?;
-    Ok(Vote { leader_id, committed })
+    Ok(Vote {
+        leader_id,
+        committed,
+    })
 }
 
 pub fn encode_membership(membership: &Membership) -> Bytes {
@@ -200,13 +213,19 @@ mod tests {
     use super::*;
 
     fn replica(broker: i32, incarnation: u64) -> ReplicaId {
-        ReplicaId { broker_id: BrokerId(broker), incarnation }
+        ReplicaId {
+            broker_id: BrokerId(broker),
+            incarnation,
+        }
     }
 
     #[test]
     fn votes_round_trip() {
         for committed in [false, true] {
-            let vote = Vote { leader_id: LeaderId::new(7, replica(3, 99)), committed };
+            let vote = Vote {
+                leader_id: LeaderId::new(7, replica(3, 99)),
+                committed,
+            };
             assert_eq!(decode_vote(&encode_vote(&vote)), Ok(vote));
         }
     }
@@ -218,7 +237,10 @@ mod tests {
         for configs in [vec![], vec![a.clone()], vec![a, b]] {
             let learner = BTreeSet::from([replica(9, 9)]);
             let membership = Membership::new_with_defaults(configs, learner);
-            assert_eq!(decode_membership(&encode_membership(&membership)), Ok(membership));
+            assert_eq!(
+                decode_membership(&encode_membership(&membership)),
+                Ok(membership)
+            );
         }
     }
 

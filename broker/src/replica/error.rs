@@ -52,13 +52,24 @@ pub enum AppendError {
     #[error("an idempotent producer sends one batch per partition and request")]
     SeveralIdempotentBatches,
     #[error("an idempotent batch has producer epoch {epoch} and base sequence {base_sequence}")]
-    InvalidProducerFields { epoch: ProducerEpoch, base_sequence: i32 },
+    InvalidProducerFields {
+        epoch: ProducerEpoch,
+        base_sequence: i32,
+    },
     #[error("transactional batches are not supported yet")]
     TransactionsUnsupported,
     #[error("producer {producer_id} sent sequence {sequence}, expected {expected}")]
-    OutOfOrderSequence { producer_id: ProducerId, sequence: i32, expected: i32 },
+    OutOfOrderSequence {
+        producer_id: ProducerId,
+        sequence: i32,
+        expected: i32,
+    },
     #[error("producer {producer_id} has epoch {current}, the batch has {epoch}")]
-    InvalidProducerEpoch { producer_id: ProducerId, epoch: ProducerEpoch, current: ProducerEpoch },
+    InvalidProducerEpoch {
+        producer_id: ProducerId,
+        epoch: ProducerEpoch,
+        current: ProducerEpoch,
+    },
     #[error("the partition's queue is full")]
     Overloaded,
     #[error("the partition's storage failed")]
@@ -71,11 +82,21 @@ pub enum ReadError {
     #[error("this replica does not lead the partition")]
     NotLeader { leader: Option<LeaderHint> },
     #[error("offset {offset} is not in {log_start_offset}..={log_end_offset}")]
-    OffsetOutOfRange { offset: Offset, log_start_offset: Offset, log_end_offset: Offset },
+    OffsetOutOfRange {
+        offset: Offset,
+        log_start_offset: Offset,
+        log_end_offset: Offset,
+    },
     #[error("leader epoch {requested} is older than {current}")]
-    FencedLeaderEpoch { requested: LeaderEpoch, current: LeaderEpoch },
+    FencedLeaderEpoch {
+        requested: LeaderEpoch,
+        current: LeaderEpoch,
+    },
     #[error("leader epoch {requested} is newer than {current}")]
-    UnknownLeaderEpoch { requested: LeaderEpoch, current: LeaderEpoch },
+    UnknownLeaderEpoch {
+        requested: LeaderEpoch,
+        current: LeaderEpoch,
+    },
     #[error("timestamp {0} is not supported")]
     UnsupportedTimestamp(i64),
     #[error("a stored record batch cannot be read: {0}")]

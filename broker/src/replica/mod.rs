@@ -4,13 +4,29 @@
 //! offsets, a high watermark and leader epochs.
 
 pub mod codec;
-pub mod error;
-pub mod proposer;
 pub mod raft_config;
+
+mod admission;
+pub mod producer_state;
+mod records;
+pub mod watermark;
+
+pub mod error;
+pub mod log_store;
+pub mod proposer;
+pub mod read;
 pub mod state_machine;
+
+#[cfg(test)]
+mod log_store_test;
+#[cfg(test)]
+mod replica_test;
+#[cfg(test)]
+pub mod test_batches;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use chronik_storage::PartitionLog;
@@ -19,12 +35,24 @@ use chronik_types::epoch::LeaderEpoch;
 use chronik_types::id::{BrokerId, RaftGroupId, ReplicaId};
 use chronik_types::offset::Offset;
 use chronik_types::topic_config;
-use openraft::network::RaftNetworkFactory;
+use openraft::ServerState;
+use openraft::async_runtime::WatchReceiver;
+use openraft::errors::{InitializeError, RaftError};
+use openraft::network::{NetSnapshot, RaftNetworkFactory};
 use tokio::sync::watch;
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
 
+use log_store::LogStore;
+use proposer::Queue;
+use state_machine::{ReplicaState, StateMachine};
+use watermark::Watermark;
+
+pub use admission::is_corrupt;
 pub use error::{AppendError, LeaderHint, OpenError, ReadError};
 pub use proposer::{Acks, AppendFuture, Appended, ProduceItem};
 pub use raft_config::{Batches, Raft, TypeConfig};
+pub use read::{EpochEnd, ReadRequest, ReadResult, TimestampOffset};
 
 /// What the controller last said about the partition, as far as its replica needs it. `reconcile`
 /// publishes it.
@@ -91,20 +119,53 @@ pub struct ReplicaOptions<N> {
     pub state: watch::Receiver<PartitionState>,
 }
 
-/// SKELETON: the signatures others code against; the bodies follow in the next commits.
+/// How long `append_internal` waits for its commit, as Kafka's offsets.commit.timeout.ms.
+const INTERNAL_APPEND_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A replica that runs. Dropped after `shutdown`, by `reconcile`.
 pub struct Replica {
-    raft: Raft,
-    log: PartitionLog,
     replica_id: ReplicaId,
-    leadership: watch::Receiver<Leadership>,
+    log: PartitionLog,
+    raft: Raft,
+    heartbeat_interval: Duration,
+    state: Arc<ReplicaState>,
+    queue: Queue,
+    partition: watch::Receiver<PartitionState>,
+    leadership_watcher: AbortHandle,
 }
 
 impl Replica {
     /// Opens the log and starts Raft; a new replica waits for `initialize` or for a leader.
-    pub async fn open<N: RaftNetworkFactory<TypeConfig>>(
-        _options: ReplicaOptions<N>,
-    ) -> Result<Arc<Replica>, OpenError> {
-        Err(OpenError::Raft("not there yet".to_owned()))
+    pub async fn open<N>(options: ReplicaOptions<N>) -> Result<Arc<Replica>, OpenError>
+    where
+        N: RaftNetworkFactory<TypeConfig>,
+        N::Network: NetSnapshot<TypeConfig, SnapshotData = Bytes>,
+    {
+        let ReplicaOptions {
+            replica_id,
+            log,
+            network,
+            raft_config,
+            state: partition,
+        } = options;
+        let state = Arc::new(ReplicaState::load(log.clone())?);
+        let log_store = LogStore::new(log.clone(), state.traces.clone());
+        let state_machine = StateMachine::new(state.clone());
+        let heartbeat_interval = Duration::from_millis(raft_config.heartbeat_interval);
+        let raft = Raft::new(replica_id, raft_config, network, log_store, state_machine)
+            .await
+            .map_err(|fatal| OpenError::Raft(fatal.to_string()))?;
+        let watcher = tokio::spawn(watch_leadership(raft.clone(), state.clone()));
+        Ok(Arc::new(Replica {
+            replica_id,
+            log,
+            raft,
+            heartbeat_interval,
+            state,
+            queue: Queue::default(),
+            partition,
+            leadership_watcher: watcher.abort_handle(),
+        }))
     }
 
     pub fn replica_id(&self) -> ReplicaId {
@@ -125,61 +186,185 @@ impl Replica {
     }
 
     /// Makes `voters` the group's first membership. Nothing happens where it has one. To be called
-    /// on every replica of a new group, with the same voters.
-    pub async fn initialize(&self, _voters: BTreeSet<ReplicaId>) -> Result<(), OpenError> {
-        Err(OpenError::Raft("not there yet".to_owned()))
+    /// on every replica of a new group, with the same voters; it starts no election.
+    pub async fn initialize(&self, voters: BTreeSet<ReplicaId>) -> Result<(), OpenError> {
+        let failed = |error: &dyn std::fmt::Display| OpenError::Initialize(error.to_string());
+        if self
+            .raft
+            .is_initialized()
+            .await
+            .map_err(|error| failed(&error))?
+        {
+            return Ok(());
+        }
+        match self.raft.initialize(voters).await {
+            // A leader's first message came in between.
+            Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
+            Err(error) => Err(failed(&error)),
+        }
     }
 
     /// Stage 1, synchronous and in order: checks and queues. Stage 2: the future.
-    pub fn enqueue(self: &Arc<Self>, _item: ProduceItem) -> Result<AppendFuture, AppendError> {
-        Err(AppendError::NotLeader { leader: None })
+    pub fn enqueue(self: &Arc<Self>, item: ProduceItem) -> Result<AppendFuture, AppendError> {
+        if !self.state.leadership.borrow().is_leader {
+            return Err(self.not_leader());
+        }
+        let (max_message_bytes, log_append_time) = {
+            let partition = self.partition.borrow();
+            (partition.max_message_bytes, partition.log_append_time)
+        };
+        let admitted = admission::admit(&item.records, max_message_bytes)?;
+        let time = proposer::append_time(log_append_time);
+        let (future, start) = self.queue.push(item, admitted, time)?;
+        if start {
+            tokio::spawn(proposer::run(self.clone()));
+        }
+        Ok(future)
     }
 
     /// Appends batches with acks=all (for the group coordinator); their base offset once committed.
-    pub async fn append_internal(
-        self: &Arc<Self>,
-        _records: Bytes,
-    ) -> Result<Offset, AppendError> {
-        Err(AppendError::NotLeader { leader: None })
-    }
-
-    /// Committed batches from `offset` on, whole, in order; the first may begin below `offset`.
-    /// Empty at the high watermark. Any replica may be asked.
-    pub async fn read_committed_from(
-        &self,
-        _offset: Offset,
-        _max_bytes: usize,
-    ) -> Result<Vec<Bytes>, ReadError> {
-        Err(ReadError::NotLeader { leader: None })
+    pub async fn append_internal(self: &Arc<Self>, records: Bytes) -> Result<Offset, AppendError> {
+        let deadline = Instant::now() + INTERNAL_APPEND_TIMEOUT;
+        let item = ProduceItem {
+            records,
+            acks: Acks::All,
+            deadline,
+            trace: None,
+        };
+        let appended = self.enqueue(item)?.until(deadline).await?;
+        Ok(appended.base_offset)
     }
 
     pub fn leadership(&self) -> watch::Receiver<Leadership> {
-        self.leadership.clone()
+        self.state.leadership.subscribe()
+    }
+
+    /// Moves whenever records are committed; long polls wait on it.
+    pub fn watermark(&self) -> &Arc<Watermark> {
+        &self.state.watermark
     }
 
     pub fn high_watermark(&self) -> Offset {
-        Offset::ZERO
+        self.state.watermark.get()
     }
 
     pub fn log_start_offset(&self) -> Offset {
         self.log.log_start_offset()
     }
 
+    /// Who leads, for a client that asked here in vain.
+    pub fn leader_hint(&self) -> Option<LeaderHint> {
+        let leadership = *self.state.leadership.borrow();
+        let leader = leadership.leader?;
+        Some(LeaderHint {
+            broker_id: leader.broker_id,
+            leader_epoch: leadership.leader_epoch,
+        })
+    }
+
     /// None where this replica does not lead.
     pub fn progress(&self) -> Option<Progress> {
-        None
+        let metrics = self.raft.data_metrics();
+        let metrics = metrics.borrow_watched();
+        let replication = metrics.replication.as_ref()?;
+        let followers = replication
+            .iter()
+            .filter(|(replica, _)| **replica != self.replica_id)
+            .map(|(replica, matched)| FollowerProgress {
+                replica: *replica,
+                matched: matched.as_ref().map(|log_id| log_id.index),
+            })
+            .collect();
+        let last_index = metrics.last_log.as_ref().map(|log_id| log_id.index);
+        Some(Progress {
+            last_index,
+            followers,
+        })
     }
 
     /// Asks Raft to hand leadership over; `leadership` tells when it happened.
-    pub async fn transfer_leadership(&self, _to: ReplicaId) -> Result<(), AppendError> {
-        Err(AppendError::NotLeader { leader: None })
+    pub async fn transfer_leadership(&self, to: ReplicaId) -> Result<(), AppendError> {
+        let stopped = |_| AppendError::NotLeader { leader: None };
+        self.raft
+            .trigger()
+            .transfer_leader(to)
+            .await
+            .map_err(stopped)
     }
 
     /// Starts an election, after a pre-vote round if `pre_vote`.
-    pub async fn campaign(&self, _pre_vote: bool) -> Result<(), AppendError> {
-        Err(AppendError::NotLeader { leader: None })
+    pub async fn campaign(&self, pre_vote: bool) -> Result<(), AppendError> {
+        let stopped = |_| AppendError::NotLeader { leader: None };
+        self.raft.trigger().elect(pre_vote).await.map_err(stopped)
     }
 
     /// Stops Raft and saves the replica's state. The log stays open.
-    pub async fn shutdown(&self) {}
+    pub async fn shutdown(&self) {
+        self.queue.close();
+        if let Err(error) = self.raft.shutdown().await {
+            tracing::warn!(raft_group_id = %self.group_id(), %error, "raft stopped with an error");
+        }
+        self.leadership_watcher.abort();
+        self.state
+            .update_leadership(|leadership| *leadership = Leadership::default());
+        self.state.save();
+    }
+
+    fn not_leader(&self) -> AppendError {
+        AppendError::NotLeader {
+            leader: self.leader_hint(),
+        }
+    }
+
+    /// How many replicas are in sync, and how many acks=all requires.
+    fn in_sync(&self) -> (usize, usize) {
+        let partition = self.partition.borrow();
+        (partition.isr.len(), partition.min_insync_replicas)
+    }
+
+    /// Replicas that have the entry `index` on disk, as this leader knows.
+    fn replicated_count(&self, index: u64) -> usize {
+        let has = |last: Option<u64>| last.is_some_and(|last| last >= index);
+        let followers = self.progress().map_or(0, |progress| {
+            progress
+                .followers
+                .iter()
+                .filter(|follower| has(follower.matched))
+                .count()
+        });
+        followers + usize::from(has(self.log.durable_index()))
+    }
+}
+
+/// Publishes who leads, from openraft's own view, until Raft stops.
+async fn watch_leadership(raft: Raft, state: Arc<ReplicaState>) {
+    let mut metrics = raft.server_metrics();
+    // Holding the handle would keep Raft's tasks from ending with the replica.
+    drop(raft);
+    loop {
+        let now = {
+            let metrics = metrics.borrow_and_update();
+            let is_leader = metrics.state == ServerState::Leader;
+            let leader = if is_leader {
+                Some(metrics.id)
+            } else {
+                metrics.current_leader
+            };
+            let leader = leader.filter(|leader| is_leader || *leader != metrics.id);
+            let term = metrics.vote.leader_id.term;
+            // A term beyond Kafka's range cannot append: the log store refuses it.
+            let leader_epoch = LeaderEpoch::try_from(term).unwrap_or(LeaderEpoch(i32::MAX));
+            Leadership {
+                leader,
+                leader_epoch,
+                is_leader,
+                ready: false,
+            }
+        };
+        state.update_leadership(|leadership| *leadership = now);
+        if metrics.changed().await.is_err() {
+            state.update_leadership(|leadership| *leadership = Leadership::default());
+            return;
+        }
+    }
 }

@@ -70,14 +70,22 @@ pub struct Batches {
 impl Batches {
     /// Batches as they come from a leader or from disk: stamped.
     pub fn stamped(bytes: Bytes, trace: Option<TraceContext>) -> Batches {
-        Batches { bytes, pending: None, trace }
+        Batches {
+            bytes,
+            pending: None,
+            trace,
+        }
     }
 }
 
 impl Clone for Batches {
     /// A copy has no waiters; the bytes are shared.
     fn clone(&self) -> Self {
-        Batches { bytes: self.bytes.clone(), pending: None, trace: self.trace.clone() }
+        Batches {
+            bytes: self.bytes.clone(),
+            pending: None,
+            trace: self.trace.clone(),
+        }
     }
 }
 
@@ -90,7 +98,12 @@ impl fmt::Debug for Batches {
 impl fmt::Display for Batches {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match record_batch::BatchHeader::parse(&self.bytes) {
-            Ok(first) => write!(f, "batches at {} ({} B)", first.base_offset, self.bytes.len()),
+            Ok(first) => write!(
+                f,
+                "batches at {} ({} B)",
+                first.base_offset,
+                self.bytes.len()
+            ),
             Err(_) => write!(f, "batches ({} B)", self.bytes.len()),
         }
     }

@@ -1,0 +1,479 @@
+//! openraft's log storage over the partition's log, and the one place where offsets are given out.
+//!
+//! Invariant: an entry's batches get their offsets when it is appended on its leader, from the end
+//! of the very log it is appended to, so offsets are contiguous in the order of the Raft log.
+//! Entries that come from a leader carry theirs, and must continue the log.
+
+use std::collections::VecDeque;
+use std::fmt::Debug;
+use std::io;
+use std::ops::{Bound, RangeBounds, RangeInclusive};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use chronik_storage::{LogEntry, OnDurable, PartitionLog, Payload, StorageError};
+use chronik_telemetry::SpanKind;
+use chronik_telemetry::trace::{self, TraceContext};
+use chronik_types::epoch::LeaderEpoch;
+use chronik_types::offset::Offset;
+use chronik_types::record_batch;
+use futures::{Stream, stream};
+use openraft::entry::EntryPayload;
+use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::codec;
+use super::proposer::Pending;
+use super::raft_config::{Batches, Entry, LogId, REPLICATION_READ_SIZE_MAX, TypeConfig, Vote};
+
+/// Traces of entries in flight that are remembered for replication.
+const TRACES_MAX: usize = 256;
+/// How long an append waits for other groups' data to be committed when the storage is full.
+const ROOM_WAIT_MAX: Duration = Duration::from_secs(30);
+const ROOM_RETRY_INTERVAL: Duration = Duration::from_millis(5);
+
+/// Traces of sampled entries between append and apply: replication sends them along.
+#[derive(Debug, Default)]
+pub struct Traces {
+    count: AtomicUsize,
+    by_index: Mutex<VecDeque<(u64, TraceContext)>>,
+}
+
+impl Traces {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<(u64, TraceContext)>> {
+        self.by_index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn insert(&self, index: u64, trace: TraceContext) {
+        let mut by_index = self.lock();
+        if by_index.len() == TRACES_MAX {
+            by_index.pop_front();
+        }
+        by_index.push_back((index, trace));
+        self.count.store(by_index.len(), Ordering::Relaxed);
+    }
+
+    fn get(&self, index: u64) -> Option<TraceContext> {
+        if self.count.load(Ordering::Relaxed) == 0 {
+            return None;
+        }
+        self.lock()
+            .iter()
+            .find(|(i, _)| *i == index)
+            .map(|(_, trace)| trace.clone())
+    }
+
+    /// Forgets the entries up to `index`, which are applied.
+    pub fn forget_upto(&self, index: u64) {
+        if self.count.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let mut by_index = self.lock();
+        by_index.retain(|(i, _)| *i > index);
+        self.count.store(by_index.len(), Ordering::Relaxed);
+    }
+}
+
+/// The log of one group as openraft sees it. Clones share everything.
+#[derive(Clone)]
+pub struct LogStore {
+    log: PartitionLog,
+    traces: Arc<Traces>,
+    /// Entries up to here are hidden from Raft. Nothing purges in operation: the log is the data.
+    purged: Arc<Mutex<Option<LogId>>>,
+}
+
+fn io_error(error: StorageError) -> io::Error {
+    io::Error::other(error)
+}
+
+fn invalid(what: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
+}
+
+impl LogStore {
+    pub fn new(log: PartitionLog, traces: Arc<Traces>) -> LogStore {
+        LogStore {
+            log,
+            traces,
+            purged: Arc::default(),
+        }
+    }
+
+    fn purged(&self) -> Option<LogId> {
+        *self.purged.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The part of `range` that Raft may see, half-open.
+    fn visible(&self, range: impl RangeBounds<u64>) -> std::ops::Range<u64> {
+        let start = match range.start_bound() {
+            Bound::Included(index) => *index,
+            Bound::Excluded(index) => index.saturating_add(1),
+            Bound::Unbounded => 0,
+        };
+        let end = match range.end_bound() {
+            Bound::Included(index) => index.saturating_add(1),
+            Bound::Excluded(index) => *index,
+            Bound::Unbounded => u64::MAX,
+        };
+        let first = self.purged().map_or(0, |p| p.index.saturating_add(1));
+        let next = self
+            .log
+            .last_entry_id()
+            .map_or(0, |(index, _)| index.saturating_add(1));
+        start.max(first).max(self.log.first_index())..end.min(next)
+    }
+
+    /// Up to `max_bytes` of entries, at least one; from memory where they are there.
+    async fn read(&self, range: std::ops::Range<u64>, max_bytes: usize) -> io::Result<Vec<Entry>> {
+        if range.is_empty() {
+            return Ok(Vec::new());
+        }
+        let entries = match self.log.read_entries_cached(range.clone(), max_bytes) {
+            Some(entries) => entries,
+            None => {
+                let log = self.log.clone();
+                tokio::task::spawn_blocking(move || log.read_entries(range, max_bytes))
+                    .await
+                    .map_err(io::Error::other)?
+                    .map_err(io_error)?
+            }
+        };
+        entries
+            .into_iter()
+            .map(|entry| self.to_raft(entry))
+            .collect()
+    }
+
+    /// Exactly the entries of `range`, however many bytes they have.
+    async fn read_all(&self, range: std::ops::Range<u64>) -> io::Result<Vec<Entry>> {
+        let mut out: Vec<Entry> = Vec::new();
+        let mut next = range.start;
+        while next < range.end {
+            let part = self.read(next..range.end, usize::MAX).await?;
+            match part.last() {
+                Some(last) => next = last.log_id.index.saturating_add(1),
+                None => return Err(invalid(format!("log entry {next} is missing"))),
+            }
+            out.extend(part);
+        }
+        Ok(out)
+    }
+
+    fn to_raft(&self, entry: LogEntry) -> io::Result<Entry> {
+        let payload = match entry.payload {
+            Payload::Blank => EntryPayload::Blank,
+            Payload::Membership(bytes) => {
+                EntryPayload::Membership(codec::decode_membership(&bytes).map_err(invalid)?)
+            }
+            Payload::Batches { bytes, .. } => {
+                EntryPayload::Normal(Batches::stamped(bytes, self.traces.get(entry.index)))
+            }
+        };
+        Ok(Entry {
+            log_id: codec::log_id(entry.term, entry.index),
+            payload,
+        })
+    }
+
+    /// Appends; waits while the storage holds all the uncommitted data that it may. Any other error
+    /// ends this replica, as openraft has it.
+    async fn append_when_there_is_room(
+        &self,
+        entries: Vec<LogEntry>,
+        when_durable: WhenDurable,
+    ) -> io::Result<()> {
+        let when_durable = Arc::new(Mutex::new(Some(when_durable)));
+        let give_up = Instant::now() + ROOM_WAIT_MAX;
+        loop {
+            match self
+                .log
+                .append(entries.clone(), self::callback(&when_durable))
+            {
+                Ok(()) => return Ok(()),
+                Err(StorageError::Overloaded { .. }) if Instant::now() < give_up => {
+                    tokio::time::sleep(ROOM_RETRY_INTERVAL).await;
+                }
+                Err(error) => return Err(io_error(error)),
+            }
+        }
+    }
+
+    /// The key log ids that openraft wants at its start: the last log id of each leader.
+    fn last_of_each_term(&self, range: RangeInclusive<LogId>) -> Vec<LogId> {
+        let (first, last) = (range.start(), range.end());
+        let starts = self.log.term_starts();
+        let mut out = Vec::new();
+        for (position, start) in starts.iter().enumerate() {
+            let end = match starts.get(position + 1) {
+                Some(next) => next.first_index.saturating_sub(1).min(last.index),
+                None => last.index,
+            };
+            if end >= first.index && start.first_index <= last.index {
+                out.push(codec::log_id(start.term, end));
+            }
+        }
+        out
+    }
+}
+
+/// What an append leaves to be done once it is durable.
+struct WhenDurable {
+    pending: Vec<Pending>,
+    spans: Vec<trace::Span>,
+    flushed: IOFlushed<TypeConfig>,
+}
+
+impl WhenDurable {
+    fn run(self, result: Result<(), StorageError>) {
+        drop(self.spans);
+        if result.is_ok() {
+            for pending in self.pending {
+                pending.durable();
+            }
+        }
+        self.flushed.io_completed(result.map_err(io_error));
+    }
+}
+
+/// A callback for one try of an append; `when_durable` stays where it is if the try is refused.
+fn callback(when_durable: &Arc<Mutex<Option<WhenDurable>>>) -> OnDurable {
+    let when_durable = when_durable.clone();
+    Box::new(move |result| {
+        let taken = when_durable
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(when_durable) = taken {
+            when_durable.run(result);
+        }
+    })
+}
+
+/// Writes offsets and epoch into the batches of an entry; they begin at `base_offset`.
+fn stamp(bytes: Bytes, base_offset: Offset, epoch: LeaderEpoch) -> io::Result<(Bytes, Offset)> {
+    // The proposer built the buffer and gave it away, so it is unique and nothing is copied.
+    let mut buffer = bytes
+        .try_into_mut()
+        .unwrap_or_else(|shared| BytesMut::from(&shared[..]));
+    let mut offset = base_offset;
+    let mut position = 0;
+    while position < buffer.len() {
+        let header = record_batch::BatchHeader::parse(&buffer[position..]).map_err(invalid)?;
+        record_batch::stamp(&mut buffer[position..], offset, epoch);
+        offset = offset.plus(i64::from(header.last_offset_delta)).plus(1);
+        position += header.size_bytes();
+    }
+    Ok((buffer.freeze(), offset))
+}
+
+/// The offset after the stamped batches of an entry, which must begin at `base_offset`.
+fn check_stamped(bytes: &[u8], base_offset: Offset) -> io::Result<Offset> {
+    let mut expected = base_offset;
+    for batch in record_batch::batches(bytes) {
+        let (_, header) = batch.map_err(invalid)?;
+        if header.base_offset != expected || header.last_offset_delta < 0 {
+            return Err(invalid(format!(
+                "batch at offset {} with last offset delta {} does not continue the log at {}",
+                header.base_offset, header.last_offset_delta, expected
+            )));
+        }
+        expected = header.next_offset();
+    }
+    Ok(expected)
+}
+
+/// Runs a write and waits until it is durable.
+async fn durably(write: impl FnOnce(OnDurable) -> Result<(), StorageError>) -> io::Result<()> {
+    let (sender, receiver) = oneshot::channel();
+    let on_durable: OnDurable = Box::new(move |result| {
+        // Nobody waits any more if Raft is shutting down.
+        let _ = sender.send(result);
+    });
+    write(on_durable).map_err(io_error)?;
+    receiver.await.map_err(io::Error::other)?.map_err(io_error)
+}
+
+impl RaftLogReader<TypeConfig> for LogStore {
+    async fn try_get_log_entries<RB>(&mut self, range: RB) -> io::Result<Vec<Entry>>
+    where
+        RB: RangeBounds<u64> + Clone + Debug + Send,
+    {
+        self.read_all(self.visible(range)).await
+    }
+
+    /// For replication: as much as fits one message.
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
+        let range = self.visible(start..end);
+        if range.start != start && start < end {
+            return Err(invalid(format!("log entry {start} is missing")));
+        }
+        self.read(range, REPLICATION_READ_SIZE_MAX).await
+    }
+
+    /// For apply: piece by piece, so that a long catch-up is never in memory at once.
+    async fn entries_stream<RB>(
+        &mut self,
+        range: RB,
+    ) -> impl Stream<Item = io::Result<Entry>> + Send
+    where
+        RB: RangeBounds<u64> + Clone + Debug + Send,
+    {
+        struct State {
+            store: LogStore,
+            range: std::ops::Range<u64>,
+            ready: std::vec::IntoIter<Entry>,
+        }
+        let range = self.visible(range);
+        let state = State {
+            store: self.clone(),
+            range,
+            ready: Vec::new().into_iter(),
+        };
+        Box::pin(stream::try_unfold(state, |mut state| async move {
+            if let Some(entry) = state.ready.next() {
+                return Ok(Some((entry, state)));
+            }
+            if state.range.is_empty() {
+                return Ok(None);
+            }
+            let part = state
+                .store
+                .read(state.range.clone(), REPLICATION_READ_SIZE_MAX)
+                .await?;
+            let Some(last) = part.last() else {
+                return Err(invalid(format!(
+                    "log entry {} is missing",
+                    state.range.start
+                )));
+            };
+            state.range.start = last.log_id.index.saturating_add(1);
+            state.ready = part.into_iter();
+            Ok(state.ready.next().map(|entry| (entry, state)))
+        }))
+    }
+
+    async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
+        self.log
+            .vote()
+            .map(|bytes| codec::decode_vote(&bytes).map_err(invalid))
+            .transpose()
+    }
+
+    async fn get_key_log_ids(&mut self, range: RangeInclusive<LogId>) -> io::Result<Vec<LogId>> {
+        Ok(self.last_of_each_term(range))
+    }
+}
+
+impl RaftLogStorage<TypeConfig> for LogStore {
+    type LogReader = LogStore;
+
+    async fn get_log_state(&mut self) -> io::Result<LogState<TypeConfig>> {
+        let last_purged_log_id = self.purged();
+        let last = self
+            .log
+            .last_entry_id()
+            .map(|(index, term)| codec::log_id(term, index));
+        Ok(LogState {
+            last_purged_log_id,
+            last_log_id: last.max(last_purged_log_id),
+        })
+    }
+
+    async fn get_log_reader(&mut self) -> LogStore {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
+        let bytes = codec::encode_vote(vote);
+        durably(|on_durable| self.log.save_vote(bytes, on_durable)).await
+    }
+
+    async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
+        if let Some(committed) = committed {
+            self.log.set_committed(committed.index);
+        }
+        Ok(())
+    }
+
+    async fn read_committed(&mut self) -> io::Result<Option<LogId>> {
+        let Some(index) = self.log.committed() else {
+            return Ok(None);
+        };
+        let term = self.log.term_at(index).map_err(io_error)?;
+        Ok(term.map(|term| codec::log_id(term, index)))
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> io::Result<()>
+    where
+        I: IntoIterator<Item = Entry> + Send,
+        I::IntoIter: Send,
+    {
+        let mut end = self.log.log_end_offset();
+        let mut when_durable = WhenDurable {
+            pending: Vec::new(),
+            spans: Vec::new(),
+            flushed: callback,
+        };
+        let mut out = Vec::new();
+        for entry in entries {
+            let (index, term) = (entry.log_id.index, codec::term(&entry.log_id));
+            let payload = match entry.payload {
+                EntryPayload::Blank => Payload::Blank,
+                EntryPayload::Membership(m) => Payload::Membership(codec::encode_membership(&m)),
+                EntryPayload::Normal(batches) => {
+                    let Batches {
+                        bytes,
+                        pending,
+                        trace,
+                    } = batches;
+                    let base_offset = end;
+                    let bytes = match pending {
+                        Some(pending) => {
+                            let epoch = LeaderEpoch::try_from(term).map_err(invalid)?;
+                            let (bytes, next) = stamp(bytes, base_offset, epoch)?;
+                            pending.appended(base_offset, index);
+                            when_durable.pending.push(pending);
+                            end = next;
+                            bytes
+                        }
+                        None => {
+                            end = check_stamped(&bytes, base_offset)?;
+                            bytes
+                        }
+                    };
+                    if let Some(trace) = trace {
+                        let span = trace::span(Some(&trace), "wal.append", SpanKind::Internal);
+                        when_durable.spans.extend(span);
+                        self.traces.insert(index, trace);
+                    }
+                    Payload::Batches {
+                        bytes,
+                        base_offset,
+                        next_offset: end,
+                    }
+                }
+            };
+            out.push(LogEntry {
+                index,
+                term,
+                payload,
+            });
+        }
+        self.append_when_there_is_room(out, when_durable).await
+    }
+
+    async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> io::Result<()> {
+        let index = last_log_id.map(|log_id| log_id.index);
+        durably(|on_durable| self.log.truncate_after(index, on_durable)).await
+    }
+
+    async fn purge(&mut self, log_id: LogId) -> io::Result<()> {
+        let mut purged = self.purged.lock().unwrap_or_else(PoisonError::into_inner);
+        *purged = (*purged).max(Some(log_id));
+        Ok(())
+    }
+}

@@ -1,0 +1,143 @@
+//! openraft's own storage suite on the log store and the state machine, over a real folder; and
+//! what the suite cannot know: offsets.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use chronik_storage::{PartitionLog, RealDisk, Storage, StorageConfig};
+use chronik_types::id::RaftGroupId;
+use chronik_types::offset::Offset;
+use chronik_types::record_batch::batches;
+use openraft::StorageError;
+use openraft::entry::EntryPayload;
+use openraft::storage::{RaftLogReader, RaftLogStorage, RaftLogStorageExt};
+use openraft::testing::log::{StoreBuilder, Suite};
+use tempfile::TempDir;
+
+use super::codec;
+use super::log_store::LogStore;
+use super::raft_config::{Batches, Entry, TypeConfig};
+use super::state_machine::{ReplicaState, StateMachine};
+use super::test_batches::{value, with_records};
+
+pub fn open_storage(dir: &TempDir) -> Storage {
+    let config = StorageConfig {
+        dir: dir.path().to_owned(),
+        ..StorageConfig::default()
+    };
+    Storage::open(config, Arc::new(RealDisk)).unwrap()
+}
+
+/// Closes the storage before its folder goes.
+struct Folder {
+    storage: Storage,
+    _dir: TempDir,
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        self.storage.close().unwrap();
+    }
+}
+
+struct Builder;
+
+impl StoreBuilder<TypeConfig, LogStore, StateMachine, Folder> for Builder {
+    async fn build(&self) -> Result<(Folder, LogStore, StateMachine), StorageError<TypeConfig>> {
+        let dir = tempfile::tempdir().unwrap();
+        let storage = open_storage(&dir);
+        let log = storage.open_log(RaftGroupId(1)).unwrap();
+        let state = Arc::new(ReplicaState::load(log.clone()).unwrap());
+        let store = LogStore::new(log, state.traces.clone());
+        Ok((
+            Folder { storage, _dir: dir },
+            store,
+            StateMachine::new(state),
+        ))
+    }
+}
+
+#[tokio::test]
+async fn openraft_storage_suite() {
+    Suite::test_all(Builder).await.unwrap();
+}
+
+fn normal(term: u64, index: u64, bytes: Vec<u8>) -> Entry {
+    let payload = EntryPayload::Normal(Batches::stamped(Bytes::from(bytes), None));
+    Entry {
+        log_id: codec::log_id(term, index),
+        payload,
+    }
+}
+
+fn blank(term: u64, index: u64) -> Entry {
+    Entry {
+        log_id: codec::log_id(term, index),
+        payload: EntryPayload::Blank,
+    }
+}
+
+fn stamped(mut bytes: Vec<u8>, offset: i64, epoch: i32) -> Vec<u8> {
+    let epoch = chronik_types::epoch::LeaderEpoch(epoch);
+    chronik_types::record_batch::stamp(&mut bytes, Offset(offset), epoch);
+    bytes
+}
+
+fn new_log(dir: &TempDir) -> (Storage, PartitionLog, LogStore) {
+    let storage = open_storage(dir);
+    let log = storage.open_log(RaftGroupId(1)).unwrap();
+    (storage, log.clone(), LogStore::new(log, Arc::default()))
+}
+
+#[tokio::test]
+async fn entries_from_a_leader_must_continue_the_offsets() {
+    let dir = tempfile::tempdir().unwrap();
+    let (storage, log, mut store) = new_log(&dir);
+    let three = with_records(&[(1, b"a"), (2, b"b"), (3, b"c")]);
+    store
+        .blocking_append([blank(1, 0), normal(1, 1, stamped(three, 0, 1))])
+        .await
+        .unwrap();
+    assert_eq!(log.log_end_offset(), Offset(3));
+    let gap = store
+        .blocking_append([normal(1, 2, stamped(value("d"), 4, 1))])
+        .await;
+    assert!(gap.is_err());
+    store
+        .blocking_append([normal(1, 2, stamped(value("d"), 3, 1))])
+        .await
+        .unwrap();
+    assert_eq!(log.log_end_offset(), Offset(4));
+    storage.close().unwrap();
+}
+
+#[tokio::test]
+async fn replication_reads_are_bounded_by_bytes_and_apply_reads_everything() {
+    use futures::StreamExt;
+
+    let dir = tempfile::tempdir().unwrap();
+    let (storage, _log, mut store) = new_log(&dir);
+    let body = "x".repeat(300 * 1024);
+    for index in 0..8 {
+        let bytes = stamped(value(&body), index as i64, 1);
+        store
+            .blocking_append([normal(1, index, bytes)])
+            .await
+            .unwrap();
+    }
+    let part = store.limited_get_log_entries(0, 8).await.unwrap();
+    assert!((1..8).contains(&part.len()), "{}", part.len());
+    let all = store.try_get_log_entries(0..8).await.unwrap();
+    assert_eq!(all.len(), 8);
+    let mut reader = store.get_log_reader().await;
+    let streamed: Vec<_> = reader.entries_stream(0..8).await.collect().await;
+    assert_eq!(streamed.len(), 8);
+    for (offset, entry) in streamed.into_iter().enumerate() {
+        let EntryPayload::Normal(batches_of) = entry.unwrap().payload else {
+            panic!("no data")
+        };
+        let (_, header) = batches(&batches_of.bytes).next().unwrap().unwrap();
+        assert_eq!(header.base_offset, Offset(offset as i64));
+    }
+    storage.close().unwrap();
+}
