@@ -167,6 +167,12 @@ pub enum TopicCommand {
         /// Put a config back to its default. May be given several times.
         #[arg(long, value_name = "KEY", group = "changes")]
         delete: Vec<String>,
+        /// Add words to a config that is a list. May be given several times.
+        #[arg(long, value_name = "KEY=WORDS", value_parser = key_value, group = "changes")]
+        append: Vec<(String, String)>,
+        /// Take words from a config that is a list. May be given several times.
+        #[arg(long, value_name = "KEY=WORDS", value_parser = key_value, group = "changes")]
+        subtract: Vec<(String, String)>,
     },
     /// Give a topic more partitions. Records keep their place; keys may map to others from now on.
     AddPartitions {

@@ -141,7 +141,12 @@ fn read_answer(status: StatusCode, bytes: &[u8]) -> Result<Value, RestError> {
 fn reason(status: StatusCode, bytes: &[u8]) -> String {
     let problem = serde_json::from_slice::<Problem>(bytes).ok();
     problem
-        .and_then(|problem| problem.detail.or(problem.title))
+        .and_then(|problem| {
+            problem
+                .detail
+                .filter(|detail| !detail.is_empty())
+                .or(problem.title)
+        })
         .unwrap_or_else(|| {
             status
                 .canonical_reason()

@@ -34,8 +34,10 @@ pub async fn run(command: TopicCommand) -> anyhow::Result<()> {
             name,
             set,
             delete,
+            append,
+            subtract,
         } => {
-            let changes = config_changes(set, delete)?;
+            let changes = config_changes(set, delete, append, subtract)?;
             alter_config(&access, &name, &changes).await
         }
         TopicCommand::AddPartitions {
@@ -181,11 +183,83 @@ fn string_map(pairs: Vec<(String, String)>) -> Result<Value, UsageError> {
     Ok(Value::Object(map))
 }
 
-fn config_changes(set: Vec<(String, String)>, delete: Vec<String>) -> Result<Value, UsageError> {
-    if let Some((key, _)) = set.iter().find(|(key, _)| delete.contains(key)) {
-        return Err(UsageError(format!(
-            "config '{key}' cannot be both set and deleted"
-        )));
+/// The body of a change of configs: null puts a config back to its default.
+fn config_changes(
+    set: Vec<(String, String)>,
+    delete: Vec<String>,
+    append: Vec<(String, String)>,
+    subtract: Vec<(String, String)>,
+) -> Result<Value, UsageError> {
+    let mut configs = string_map(set)?;
+    for key in delete {
+        if configs.get(&key).is_some_and(|value| !value.is_null()) {
+            return Err(UsageError(format!(
+                "config '{key}' cannot be both set and deleted"
+            )));
+        }
+        configs[key] = Value::Null;
     }
-    Ok(json!({ "set": string_map(set)?, "delete": delete }))
+    Ok(json!({
+        "configs": configs, "append": string_map(append)?, "subtract": string_map(subtract)?,
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair(key: &str, value: &str) -> (String, String) {
+        (key.to_owned(), value.to_owned())
+    }
+
+    #[test]
+    fn a_deleted_config_is_null() {
+        let changes = config_changes(
+            vec![pair("a", "1")],
+            vec!["b".into()],
+            vec![pair("c", "x")],
+            vec![],
+        );
+        assert_eq!(
+            changes.unwrap(),
+            json!({"configs": {"a": "1", "b": null}, "append": {"c": "x"}, "subtract": {}})
+        );
+    }
+
+    #[test]
+    fn contradictions_are_refused() {
+        let twice = config_changes(vec![pair("a", "1"), pair("a", "2")], vec![], vec![], vec![]);
+        assert!(twice.unwrap_err().to_string().contains("twice"));
+        let both = config_changes(vec![pair("a", "1")], vec!["a".into()], vec![], vec![]);
+        assert!(both.unwrap_err().to_string().contains("both"));
+    }
+
+    #[test]
+    fn a_topic_is_shown_with_its_partitions() {
+        let topic = json!({
+            "name": "t", "topic_id": "id", "configs": {"retention.ms": "1"},
+            "partitions": [
+                {"partition": 0, "leader": 2, "leader_epoch": 4, "replicas": [2, 3], "isr": [2]},
+                {"partition": 1, "leader": null, "leader_epoch": 0, "replicas": [3], "isr": []},
+            ],
+        });
+        let shown = render_topic(&topic);
+        assert!(shown.contains("configs  retention.ms=1\n"), "{shown}");
+        assert!(
+            shown.contains("0          2       4             2,3       2\n"),
+            "{shown}"
+        );
+        assert!(
+            shown.contains("1          -       0             3         -\n"),
+            "{shown}"
+        );
+    }
+
+    #[test]
+    fn dots_are_no_topic_names() {
+        for name in ["", ".", ".."] {
+            assert!(topic_path(name).is_err(), "{name}");
+        }
+        assert_eq!(topic_path("...").unwrap(), "/v1/topics/...");
+    }
 }
