@@ -3,14 +3,29 @@
 //! Invariant: what an `OnDurable` callback confirmed survives any crash; what was not written is
 //! never invented; damaged bytes are reported, never served.
 
+mod storage;
+
+mod entry;
+mod partition_log;
+
+mod core;
+mod flusher;
+mod recovery;
+
+mod checkpoint;
+mod memory;
+mod segment;
+mod wal;
+
+mod codec;
 pub mod disk;
-pub mod entry;
-pub mod error;
-pub mod partition_log;
-pub mod storage;
+mod error;
+mod poison;
+mod sync;
 
 pub use disk::{Disk, RealDisk};
 pub use entry::{LogEntry, OnDurable, Payload, TermStart};
 pub use error::{OpenError, StorageError};
 pub use partition_log::PartitionLog;
-pub use storage::{Failed, Storage, StorageConfig};
+pub use poison::Failed;
+pub use storage::{Storage, StorageConfig};

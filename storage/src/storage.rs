@@ -1,18 +1,25 @@
-//! The storage of one broker. Skeleton: in memory only.
+//! The storage of one broker: opens, recovers, closes, and owns the two threads.
 
-use std::collections::BTreeMap;
-use std::future::Future;
+use std::collections::HashMap;
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll};
+use std::thread::{self, JoinHandle};
 
 use chronik_types::id::RaftGroupId;
 use uuid::Uuid;
 
-use crate::disk::Disk;
+use crate::core::{Core, Logs};
+use crate::disk::{Disk, LockGuard};
 use crate::error::{OpenError, StorageError};
-use crate::partition_log::PartitionLog;
+use crate::flusher::{Flusher, Signals};
+use crate::memory::{Memory, size_of};
+use crate::partition_log::{FLUSH_FROM_BYTES, Log, PartitionLog};
+use crate::poison::{Failed, Poison};
+use crate::recovery;
+use crate::segment::open_files::OpenFiles;
+use crate::sync::lock;
+use crate::wal::writer::WalWriter;
+use crate::wal::{WalFiles, WalQueue};
 
 /// Settings of the storage.
 #[derive(Debug, Clone)]
@@ -21,11 +28,12 @@ pub struct StorageConfig {
     pub dir: PathBuf,
     /// Size of one WAL file.
     pub wal_file_size_bytes: u64,
-    /// How many WAL files may be in use before the oldest are emptied.
+    /// How many WAL files may be in use before the older half is emptied.
     pub wal_files_max: usize,
-    /// Budget for entries in memory, over all partitions.
+    /// Budget for entries in memory, over all partitions. Data that waits for its commit is refused
+    /// beyond it.
     pub memory_max_bytes: usize,
-    /// A segment is sealed when it has grown to this size.
+    /// A segment is sealed when it has grown to this size. At most 2 GiB.
     pub segment_bytes: u64,
     /// How many segment files may be open at a time.
     pub open_files_max: usize,
@@ -44,86 +52,237 @@ impl Default for StorageConfig {
     }
 }
 
-/// All logs of one broker. Cheap to clone.
+impl StorageConfig {
+    fn validate(&self) -> Result<(), OpenError> {
+        let check = |name, value: u64, is_valid: bool, why| {
+            if is_valid {
+                Ok(())
+            } else {
+                Err(OpenError::InvalidConfig { name, value, why })
+            }
+        };
+        let files = self.wal_files_max as u64;
+        check("wal-files-max", files, files >= 1, "at least 1 is needed")?;
+        let size = self.wal_file_size_bytes;
+        check(
+            "wal-file-size-bytes",
+            size,
+            size >= 4096,
+            "at least 4096 are needed",
+        )?;
+        check(
+            "segment-bytes",
+            self.segment_bytes,
+            self.segment_bytes > 0,
+            "0 makes no sense",
+        )
+    }
+}
+
+/// All logs of one broker. Cheap to clone. When the last clone is dropped without `close`, the
+/// threads end and nothing more is flushed: as after a crash, all that is durable is found again.
 #[derive(Clone)]
 pub struct Storage {
-    shared: Arc<Shared>,
+    owner: Arc<Owner>,
 }
 
-struct Shared {
+struct Owner {
+    core: Arc<Core>,
+    logs: Arc<Logs>,
     storage_id: Uuid,
-    logs: Mutex<BTreeMap<RaftGroupId, PartitionLog>>,
-}
-
-/// Resolves with the reason when the storage is poisoned; the process must then stop.
-pub struct Failed {
-    _shared: Arc<Shared>,
-}
-
-impl Future for Failed {
-    type Output = StorageError;
-
-    fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<StorageError> {
-        Poll::Pending
-    }
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    /// Released when both threads have ended.
+    lock: Mutex<Option<LockGuard>>,
 }
 
 impl Storage {
     /// Opens or creates the storage in `config.dir`, and recovers all logs.
-    pub fn open(_config: StorageConfig, _disk: Arc<dyn Disk>) -> Result<Storage, OpenError> {
-        let shared = Shared {
-            storage_id: Uuid::new_v4(),
-            logs: Mutex::new(BTreeMap::new()),
+    pub fn open(config: StorageConfig, disk: Arc<dyn Disk>) -> Result<Storage, OpenError> {
+        config.validate()?;
+        let dir = config.dir.clone();
+        let (wal_dir, partitions) = (dir.join("wal"), dir.join("partitions"));
+        let io_error = |operation, e| OpenError::Io {
+            operation,
+            file: dir.clone(),
+            source: e,
         };
+        disk.create_dir_all(&dir)
+            .map_err(|e| io_error("cannot make", e))?;
+        let guard = disk
+            .lock(&dir.join("lock"))
+            .map_err(|e| io_error("cannot lock", e))?;
+        let guard = guard.ok_or_else(|| OpenError::Locked { dir: dir.clone() })?;
+        for sub in [&wal_dir, &partitions] {
+            disk.create_dir_all(sub)
+                .map_err(|e| io_error("cannot make", e))?;
+        }
+        disk.sync_dir(&dir)
+            .map_err(|e| io_error("cannot sync", e))?;
+
+        let checkpoint = recovery::open_checkpoint(&*disk, &dir, &wal_dir, &partitions)?;
+        let storage_id = checkpoint.storage_id;
+        let wal_files = Arc::new(WalFiles::new(
+            disk.clone(),
+            wal_dir,
+            config.wal_file_size_bytes,
+        ));
+        let recovered = recovery::recover(
+            &disk,
+            &wal_files,
+            &partitions,
+            checkpoint,
+            config.segment_bytes,
+        )?;
+
+        let poison = Arc::new(Poison::default());
+        let core = Arc::new(Core {
+            files: OpenFiles::new(disk.clone(), partitions, config.open_files_max),
+            wal: Arc::new(WalQueue::new(poison.clone())),
+            memory: Memory::new(config.memory_max_bytes),
+            signals: Signals::default(),
+            poison: poison.clone(),
+            segment_bytes: config.segment_bytes,
+        });
+        let logs: HashMap<_, _> = recovered
+            .logs
+            .into_iter()
+            .map(|(group, state)| (group, Arc::new(Log::recovered(core.clone(), group, state))))
+            .collect();
+        logs.values().for_each(|log| account(&core, log));
+
+        let on_new_file = {
+            let (core, files, max) = (core.clone(), wal_files.clone(), config.wal_files_max);
+            Box::new(move || {
+                if files.live_count() > max {
+                    core.signals.recycle_wal();
+                } else if files.wants_spare() {
+                    core.signals.prepare_spare();
+                }
+            })
+        };
+        let mut writer = WalWriter::new(
+            wal_files.clone(),
+            core.wal.clone(),
+            poison,
+            storage_id,
+            recovered.position,
+            on_new_file,
+        );
+        writer.open_first()?;
+        let logs = Arc::new(Logs::new(logs, recovered.deleted_at));
+        let flusher = Flusher {
+            core: core.clone(),
+            logs: logs.clone(),
+            wal_files,
+            disk,
+            dir: config.dir.clone(),
+            storage_id,
+            wal_files_max: config.wal_files_max,
+            relocated_bytes: 0,
+        };
+        let owner = Owner {
+            core,
+            logs,
+            storage_id,
+            threads: Mutex::default(),
+            lock: Mutex::new(Some(guard)),
+        };
+        let wal = thread::Builder::new()
+            .name("wal".to_owned())
+            .spawn(move || writer.run());
+        lock(&owner.threads).push(wal.map_err(|e| io_error("cannot start a thread for", e))?);
+        let flusher = thread::Builder::new()
+            .name("flusher".to_owned())
+            .spawn(move || flusher.run());
+        lock(&owner.threads).push(flusher.map_err(|e| io_error("cannot start a thread for", e))?);
         Ok(Storage {
-            shared: Arc::new(shared),
+            owner: Arc::new(owner),
         })
     }
 
     /// Made when the folder was first used.
     pub fn storage_id(&self) -> Uuid {
-        self.shared.storage_id
+        self.owner.storage_id
     }
 
     /// The logs that exist.
     pub fn group_ids(&self) -> Vec<RaftGroupId> {
-        self.shared
-            .logs
-            .lock()
-            .expect("no panic under lock")
-            .keys()
-            .copied()
-            .collect()
+        self.owner.logs.group_ids()
     }
 
     /// The group's log, made if new; the same one for every caller.
     pub fn open_log(&self, group: RaftGroupId) -> Result<PartitionLog, StorageError> {
-        let mut logs = self.shared.logs.lock().expect("no panic under lock");
-        Ok(logs
-            .entry(group)
-            .or_insert_with(|| PartitionLog::new(group))
-            .clone())
+        self.owner.core.poison.check()?;
+        let log = self.owner.logs.get_or_make(group, &self.owner.core);
+        if log.lock().is_deleted {
+            return Err(StorageError::Deleted(group));
+        }
+        Ok(PartitionLog::new(log))
     }
 
-    /// Deletes the log; it stays deleted after a restart. Blocks on the disk.
+    /// Deletes the log; it stays deleted after a restart. Blocks on the disk. A log that is opened
+    /// for the same group later is a new one.
     pub fn delete_log(&self, group: RaftGroupId) -> Result<(), StorageError> {
-        self.shared
-            .logs
-            .lock()
-            .expect("no panic under lock")
-            .remove(&group);
-        Ok(())
+        self.owner.core.poison.check()?;
+        self.owner.core.signals.delete(group)
     }
 
-    /// Resolves when a write or fsync has failed.
+    /// Resolves when a write or fsync has failed: the process must stop.
     pub fn failed(&self) -> Failed {
         Failed {
-            _shared: self.shared.clone(),
+            poison: self.owner.core.poison.clone(),
         }
     }
 
-    /// Flushes everything and ends the threads. Blocks on the disk.
+    /// The data that waits for its commit has used up the memory budget: a leader should refuse
+    /// new data before it assigns offsets.
+    pub fn is_overloaded(&self) -> bool {
+        self.owner.core.memory.is_overloaded()
+    }
+
+    /// Bytes of entries in memory, those that are in segments too included.
+    pub fn memory_bytes(&self) -> usize {
+        self.owner.core.memory.total()
+    }
+
+    /// Flushes everything and ends the threads; a restart then replays next to nothing. Blocks on
+    /// the disk. Later calls fail with `Closed`.
     pub fn close(&self) -> Result<(), StorageError> {
-        Ok(())
+        self.owner.core.wal.close();
+        let result = self.owner.core.signals.close();
+        self.owner.stop();
+        result
+    }
+}
+
+impl Owner {
+    fn stop(&self) {
+        self.core.wal.finish();
+        self.core.signals.stop();
+        for thread in std::mem::take(&mut *lock(&self.threads)) {
+            // The last handle may be dropped by a callback, and so on the WAL thread itself.
+            if thread.thread().id() != thread::current().id() && thread.join().is_err() {
+                tracing::error!("a storage thread panicked");
+            }
+        }
+        lock(&self.lock).take();
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Counts a recovered log's memory, and has it flushed if there is enough.
+fn account(core: &Arc<Core>, log: &Arc<Log>) {
+    let mut state = log.lock();
+    core.memory
+        .add(state.tail.iter().map(|entry| size_of(&entry.entry)).sum());
+    core.memory.make_ready(state.ready_bytes);
+    if state.ready_bytes >= FLUSH_FROM_BYTES {
+        state.is_flush_queued = true;
+        core.signals.flush(log.clone());
     }
 }

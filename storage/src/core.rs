@@ -1,0 +1,87 @@
+//! What all logs of one storage share.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use chronik_types::id::RaftGroupId;
+
+use crate::flusher::Signals;
+use crate::memory::Memory;
+use crate::partition_log::Log;
+use crate::poison::Poison;
+use crate::segment::open_files::OpenFiles;
+use crate::sync::lock;
+use crate::wal::WalQueue;
+
+pub struct Core {
+    pub files: OpenFiles,
+    pub wal: Arc<WalQueue>,
+    pub memory: Memory,
+    pub signals: Signals,
+    pub poison: Arc<Poison>,
+    pub segment_bytes: u64,
+}
+
+/// All logs by group.
+#[derive(Default)]
+pub struct Logs {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    by_group: HashMap<RaftGroupId, Arc<Log>>,
+    /// Groups that were deleted: a new log of the same group begins after this record of the WAL.
+    deleted_at: HashMap<RaftGroupId, u64>,
+}
+
+impl Logs {
+    pub fn new(
+        logs: HashMap<RaftGroupId, Arc<Log>>,
+        deleted_at: HashMap<RaftGroupId, u64>,
+    ) -> Self {
+        Logs {
+            inner: Mutex::new(Inner {
+                by_group: logs,
+                deleted_at,
+            }),
+        }
+    }
+
+    pub fn group_ids(&self) -> Vec<RaftGroupId> {
+        let mut ids: Vec<_> = lock(&self.inner).by_group.keys().copied().collect();
+        ids.sort_unstable();
+        ids
+    }
+
+    pub fn all(&self) -> Vec<Arc<Log>> {
+        lock(&self.inner).by_group.values().cloned().collect()
+    }
+
+    pub fn get(&self, group: RaftGroupId) -> Option<Arc<Log>> {
+        lock(&self.inner).by_group.get(&group).cloned()
+    }
+
+    pub fn get_or_make(&self, group: RaftGroupId, core: &Arc<Core>) -> Arc<Log> {
+        let mut inner = lock(&self.inner);
+        let replay_from_record = inner.deleted_at.get(&group).map_or(0, |record| record + 1);
+        inner
+            .by_group
+            .entry(group)
+            .or_insert_with(|| Arc::new(Log::new(core.clone(), group, replay_from_record)))
+            .clone()
+    }
+
+    pub fn remove(&self, group: RaftGroupId, record_number: u64) {
+        let mut inner = lock(&self.inner);
+        inner.by_group.remove(&group);
+        inner.deleted_at.insert(group, record_number);
+    }
+
+    /// Forgets deletions whose records are no longer in the WAL.
+    pub fn forget_deleted_before(&self, record_number: u64) {
+        lock(&self.inner)
+            .deleted_at
+            .retain(|_, record| *record >= record_number);
+    }
+}

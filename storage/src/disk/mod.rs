@@ -1,0 +1,68 @@
+//! The file-system seam: everything the storage asks of a disk, so that tests can tear writes, lose
+//! what was not fsynced, and fail any call.
+//!
+//! Invariant: no other module touches `std::fs`.
+
+pub mod faulty;
+mod real;
+
+use std::io::{self, IoSlice};
+use std::path::Path;
+use std::sync::Arc;
+
+pub use faulty::FaultyDisk;
+pub use real::RealDisk;
+
+/// Held while a folder is in use; released on drop.
+pub type LockGuard = Box<dyn Send + Sync>;
+
+/// The operations on names. A new name survives a crash only after `sync_dir` of its folder.
+pub trait Disk: Send + Sync {
+    /// Opens for reading and writing; with `create` an absent file is made, empty.
+    fn open(&self, path: &Path, create: bool) -> io::Result<Arc<dyn DiskFile>>;
+    /// Replaces `to` at once, so that after a crash it is the old or the new file.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    fn remove_file(&self, path: &Path) -> io::Result<()>;
+    /// Removes an empty folder.
+    fn remove_dir(&self, path: &Path) -> io::Result<()>;
+    /// Makes the folder and those above it.
+    fn create_dir_all(&self, path: &Path) -> io::Result<()>;
+    /// Names in a folder, in no order; none if the folder does not exist.
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>>;
+    fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+    /// `None` if another process holds the lock.
+    fn lock(&self, path: &Path) -> io::Result<Option<LockGuard>>;
+}
+
+/// The operations on one open file. Written bytes survive a crash only after `sync_data`.
+pub trait DiskFile: Send + Sync {
+    /// May read less than asked for, nothing only at the end of the file.
+    fn read_at(&self, buffer: &mut [u8], position: u64) -> io::Result<usize>;
+    /// Writes all parts, one behind the other.
+    fn write_at(&self, parts: &[IoSlice<'_>], position: u64) -> io::Result<()>;
+    fn sync_data(&self) -> io::Result<()>;
+    fn size(&self) -> io::Result<u64>;
+    fn set_size(&self, size: u64) -> io::Result<()>;
+}
+
+/// Fills the buffer as far as the file goes, and says how far that was.
+pub fn read_full_at(file: &dyn DiskFile, buffer: &mut [u8], position: u64) -> io::Result<usize> {
+    let mut done = 0;
+    while done < buffer.len() {
+        match file.read_at(&mut buffer[done..], position.saturating_add(done as u64)) {
+            Ok(0) => break,
+            Ok(count) => done += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(done)
+}
+
+/// Fills the whole buffer, or fails with `UnexpectedEof`.
+pub fn read_exact_at(file: &dyn DiskFile, buffer: &mut [u8], position: u64) -> io::Result<()> {
+    if read_full_at(file, buffer, position)? < buffer.len() {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(())
+}

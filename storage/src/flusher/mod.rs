@@ -1,0 +1,205 @@
+//! The flusher thread: moves committed entries from memory to segments, keeps memory within its
+//! budget, empties old WAL files, and deletes logs. It alone writes segments and checkpoints.
+//!
+//! Invariant: it works only when told to; an idle storage has no timer and no polling.
+
+mod flush;
+mod recycle;
+
+pub use recycle::remove_files;
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Condvar, Mutex};
+
+use chronik_types::id::RaftGroupId;
+use uuid::Uuid;
+
+use crate::core::{Core, Logs};
+use crate::disk::Disk;
+use crate::error::StorageError;
+use crate::partition_log::Log;
+use crate::sync::{lock, wait};
+use crate::wal::WalFiles;
+
+type Reply = SyncSender<Result<(), StorageError>>;
+
+/// What the flusher is asked to do.
+#[derive(Default)]
+pub struct Signals {
+    inner: Mutex<Pending>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Pending {
+    to_flush: VecDeque<Arc<Log>>,
+    /// Logs with copies of flushed entries in memory, oldest flush first.
+    evictable: VecDeque<Arc<Log>>,
+    to_delete: VecDeque<(RaftGroupId, Reply)>,
+    recycle_wal: bool,
+    free_memory: bool,
+    prepare_spare: bool,
+    close: Option<Reply>,
+    stop: bool,
+}
+
+enum Work {
+    Delete(RaftGroupId, Reply),
+    RecycleWal,
+    FreeMemory,
+    Flush(Arc<Log>),
+    PrepareSpare,
+    Close(Reply),
+    Stop,
+}
+
+impl Signals {
+    fn tell(&self, change: impl FnOnce(&mut Pending)) {
+        let mut pending = lock(&self.inner);
+        change(&mut pending);
+        drop(pending);
+        self.changed.notify_one();
+    }
+
+    pub fn flush(&self, log: Arc<Log>) {
+        self.tell(|pending| pending.to_flush.push_back(log));
+    }
+
+    pub fn free_memory(&self) {
+        self.tell(|pending| pending.free_memory = true);
+    }
+
+    pub fn recycle_wal(&self) {
+        self.tell(|pending| pending.recycle_wal = true);
+    }
+
+    pub fn prepare_spare(&self) {
+        self.tell(|pending| pending.prepare_spare = true);
+    }
+
+    /// Waits until the log is deleted.
+    pub fn delete(&self, group: RaftGroupId) -> Result<(), StorageError> {
+        self.ask(|pending, reply| pending.to_delete.push_back((group, reply)))
+    }
+
+    /// Waits until all is flushed and checkpointed.
+    pub fn close(&self) -> Result<(), StorageError> {
+        self.ask(|pending, reply| pending.close = Some(reply))
+    }
+
+    pub fn stop(&self) {
+        self.tell(|pending| pending.stop = true);
+    }
+
+    fn ask(&self, request: impl FnOnce(&mut Pending, Reply)) -> Result<(), StorageError> {
+        let (reply, answer) = sync_channel(1);
+        self.tell(|pending| {
+            // A flusher that has stopped would never answer; the dropped reply says so.
+            if !pending.stop {
+                request(pending, reply);
+            }
+        });
+        answer.recv().unwrap_or(Err(StorageError::Closed))
+    }
+
+    fn evictable(&self, log: Arc<Log>) {
+        lock(&self.inner).evictable.push_back(log);
+    }
+
+    fn next_evictable(&self) -> Option<Arc<Log>> {
+        lock(&self.inner).evictable.pop_front()
+    }
+
+    fn still_evictable(&self, log: Arc<Log>) {
+        lock(&self.inner).evictable.push_front(log);
+    }
+
+    fn next(&self) -> Work {
+        let mut pending = lock(&self.inner);
+        loop {
+            if pending.stop {
+                return Work::Stop;
+            }
+            if let Some((group, reply)) = pending.to_delete.pop_front() {
+                return Work::Delete(group, reply);
+            }
+            if std::mem::take(&mut pending.recycle_wal) {
+                return Work::RecycleWal;
+            }
+            if std::mem::take(&mut pending.free_memory) {
+                return Work::FreeMemory;
+            }
+            if let Some(log) = pending.to_flush.pop_front() {
+                return Work::Flush(log);
+            }
+            if std::mem::take(&mut pending.prepare_spare) {
+                return Work::PrepareSpare;
+            }
+            if let Some(reply) = pending.close.take() {
+                return Work::Close(reply);
+            }
+            pending = wait(&self.changed, pending);
+        }
+    }
+
+    /// Breaks the circle of logs that wait here and hold what holds this.
+    fn clear(&self) {
+        let pending = std::mem::take(&mut *lock(&self.inner));
+        lock(&self.inner).stop = true;
+        drop(pending);
+    }
+}
+
+/// State of the flusher thread.
+pub struct Flusher {
+    pub core: Arc<Core>,
+    pub logs: Arc<Logs>,
+    pub wal_files: Arc<WalFiles>,
+    pub disk: Arc<dyn Disk>,
+    pub dir: PathBuf,
+    pub storage_id: Uuid,
+    pub wal_files_max: usize,
+    /// Bytes that the last recycling had to write again; with many of them it pays less often.
+    pub relocated_bytes: usize,
+}
+
+impl Flusher {
+    /// Runs until told to stop. After a failure nothing more is written.
+    pub fn run(mut self) {
+        loop {
+            let work = self.core.signals.next();
+            if let Work::Stop = work {
+                self.core.signals.clear();
+                return;
+            }
+            let (result, reply) = match work {
+                Work::Delete(group, reply) => (self.delete(group), Some(reply)),
+                Work::Close(reply) => (self.close(), Some(reply)),
+                Work::RecycleWal => (self.recycle_if_due(), None),
+                Work::FreeMemory => (self.free_memory(), None),
+                Work::Flush(log) => (self.flush_due(&log), None),
+                Work::PrepareSpare => (self.prepare_spare(), None),
+                Work::Stop => (Ok(()), None),
+            };
+            let result = result.map_err(|error| match error {
+                StorageError::Poisoned { .. } => error,
+                other => self.core.poison.set(&other.to_string()),
+            });
+            if let Some(reply) = reply {
+                // The asker waits; if it is gone nobody wants the answer.
+                let _ = reply.send(result);
+            }
+        }
+    }
+
+    fn prepare_spare(&self) -> Result<(), StorageError> {
+        if self.wal_files.wants_spare()
+            && let Err(error) = self.wal_files.prepare_spare()
+        {
+            tracing::warn!(%error, "cannot prepare a WAL file ahead; writes will be slower");
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,262 @@
+//! Takes old WAL files out of use, writes checkpoints, deletes logs.
+//!
+//! The order, so that a crash after any step loses nothing:
+//!
+//! ```text
+//! 1. committed entries in the old files go to segments     not named by the old checkpoint: cut off
+//!                                                          after a crash, and replayed from the WAL
+//! 2. what cannot (or is too little) is appended to the     replayed twice after a crash, the second
+//!    WAL once more; wait until that is durable             time without effect
+//! 3. segments are fsynced
+//! 4. the checkpoint is replaced                            from here on the old files are superfluous
+//! 5. the old files become spares                           a leftover is recycled at the next start
+//! ```
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, sync_channel};
+
+use chronik_types::id::RaftGroupId;
+
+use super::Flusher;
+use crate::checkpoint::{Checkpoint, GroupCheckpoint};
+use crate::error::StorageError;
+use crate::memory::size_of;
+use crate::partition_log::Log;
+use crate::segment::dir_of;
+use crate::wal::queue::Item;
+use crate::wal::recovery::WalStart;
+use crate::wal::{Done, Record, WalFile, Written};
+
+/// A log with less than this in old WAL files is not flushed: writing a few bytes again costs less
+/// than syncing files of its own. So an idle partition has no files.
+const RELOCATE_BELOW_BYTES: usize = 64 << 10;
+const RELOCATE_BELOW_BYTES_AT_CLOSE: usize = 4 << 10;
+/// Bytes of one relocated record.
+const RELOCATE_PART_BYTES: usize = 4 << 20;
+
+type Answer = Receiver<Result<Written, StorageError>>;
+
+/// A log whose entries were appended to the WAL once more, and the answers for each part.
+struct Relocated {
+    log: Arc<Log>,
+    answers: Vec<Answer>,
+}
+
+impl Flusher {
+    /// Empties the older half of the WAL's files if there are too many.
+    pub(super) fn recycle_if_due(&mut self) -> Result<(), StorageError> {
+        self.core.poison.check()?;
+        let file_size = self.wal_files.file_size_bytes().max(1);
+        let extra = (2 * self.relocated_bytes as u64).div_ceil(file_size) as usize;
+        let live = self.wal_files.live();
+        if live.len() > self.wal_files_max + extra {
+            let keep = (self.wal_files_max / 2).max(1).min(live.len());
+            let first_kept = live[live.len() - keep];
+            self.recycle(first_kept, RELOCATE_BELOW_BYTES, false)?;
+        }
+        if self.wal_files.wants_spare() {
+            self.core.signals.prepare_spare();
+        }
+        Ok(())
+    }
+
+    /// Flushes all, and leaves a WAL with next to nothing in it.
+    pub(super) fn close(&mut self) -> Result<(), StorageError> {
+        self.core.poison.check()?;
+        let mark = self.push(Record::mark(), true);
+        let sequence = wait_for(mark)?.file_sequence;
+        let live = self.wal_files.live();
+        let first_kept = live.into_iter().find(|file| file.sequence == sequence);
+        let first_kept = first_kept.expect("the mark's file is in use until it is recycled");
+        self.recycle(first_kept, RELOCATE_BELOW_BYTES_AT_CLOSE, true)
+    }
+
+    /// Makes the WAL files before `first_kept` superfluous and takes them out of use.
+    fn recycle(
+        &mut self,
+        first_kept: WalFile,
+        relocate_below: usize,
+        is_close: bool,
+    ) -> Result<(), StorageError> {
+        let mut old: Vec<(usize, Arc<Log>)> = Vec::new();
+        for log in self.logs.all() {
+            let state = log.lock();
+            if state
+                .oldest_wal_file()
+                .is_some_and(|file| file < first_kept.sequence)
+            {
+                let bytes = state.pinned_bytes();
+                drop(state);
+                old.push((bytes, log));
+            }
+        }
+        // The smallest first, as long as writing them again is little against what is gained.
+        old.sort_unstable_by_key(|(bytes, _)| *bytes);
+        let mut budget =
+            usize::try_from(self.wal_files.file_size_bytes() / 4).unwrap_or(usize::MAX);
+        let mut relocated = Vec::new();
+        self.relocated_bytes = 0;
+        for (bytes, log) in old {
+            let is_small = bytes < relocate_below && bytes <= budget;
+            if is_small {
+                budget -= bytes;
+            } else {
+                self.flush(&log)?;
+            }
+            self.relocate(log, first_kept.sequence, &mut relocated);
+        }
+        for Relocated { log, answers } in relocated {
+            let written: Vec<Written> = answers
+                .into_iter()
+                .map(wait_for)
+                .collect::<Result<_, _>>()?;
+            if let Some(first) = written.first() {
+                log.lock()
+                    .relocated(first.record_number, first.file_sequence);
+            }
+        }
+        self.sync_all(is_close)?;
+        self.write_checkpoint(first_kept, is_close)?;
+        self.wal_files.retire_before(first_kept.sequence)?;
+        self.logs.forget_deleted_before(first_kept.first_record);
+        Ok(())
+    }
+
+    /// Appends all entries of a log that are in no segment to the WAL once more, if any of them is
+    /// in an old file. The log stays locked meanwhile, so that they keep their place among its
+    /// other records.
+    fn relocate(&mut self, log: Arc<Log>, first_kept: u64, relocated: &mut Vec<Relocated>) {
+        let state = log.lock();
+        if state.is_deleted
+            || state
+                .oldest_wal_file()
+                .is_none_or(|file| file >= first_kept)
+        {
+            return;
+        }
+        let from = (state.flushed_next - state.tail_first) as usize;
+        let mut entries = state
+            .tail
+            .range(from..)
+            .map(|entry| &entry.entry)
+            .peekable();
+        let mut answers = Vec::new();
+        let mut part = Vec::new();
+        let mut size = 0;
+        while let Some(entry) = entries.next() {
+            part.push(entry);
+            size += size_of(entry);
+            if size >= RELOCATE_PART_BYTES || entries.peek().is_none() {
+                let record = Record::entries(log.group, true, state.committed_next, part.drain(..));
+                answers.push(self.push(record, false));
+                self.relocated_bytes += size;
+                size = 0;
+            }
+        }
+        drop(state);
+        relocated.push(Relocated { log, answers });
+    }
+
+    fn push(&self, record: Record, in_new_file: bool) -> Answer {
+        let (answer, receiver) = sync_channel(1);
+        let done: Done = Box::new(move |written| {
+            let _ = answer.send(written);
+        });
+        self.core.wal.push_unbounded(Item {
+            record,
+            done,
+            in_new_file,
+        });
+        receiver
+    }
+
+    fn sync_all(&self, with_indexes: bool) -> Result<(), StorageError> {
+        let mut is_new_dir = false;
+        for log in self.logs.all() {
+            is_new_dir |= log.lock().first_dirty_segment == Some(0);
+            self.sync(&log, with_indexes)?;
+        }
+        if is_new_dir {
+            let dir = self.core.files.partitions();
+            self.disk
+                .sync_dir(dir)
+                .map_err(|e| StorageError::io("cannot sync", dir, e))?;
+        }
+        Ok(())
+    }
+
+    fn write_checkpoint(&self, first_kept: WalFile, is_close: bool) -> Result<(), StorageError> {
+        let (confirmed_frame, next_record) = self.wal_files.confirmed();
+        let mut groups = Vec::new();
+        for log in self.logs.all() {
+            let mut state = log.lock();
+            if !state.is_deleted {
+                groups.push(GroupCheckpoint::capture(log.group, &mut state));
+            }
+        }
+        let wal = WalStart {
+            sequence: first_kept.sequence,
+            frame: first_kept.first_frame,
+            record: first_kept.first_record,
+            confirmed_frame,
+        };
+        let clean_at_record = is_close.then_some(next_record);
+        let checkpoint = Checkpoint {
+            storage_id: self.storage_id,
+            wal,
+            clean_at_record,
+            groups,
+        };
+        checkpoint.write(&*self.disk, &self.dir)
+    }
+
+    /// Deletes a log: durable in the WAL first, then its files go.
+    pub(super) fn delete(&mut self, group: RaftGroupId) -> Result<(), StorageError> {
+        self.core.poison.check()?;
+        let Some(log) = self.logs.get(group) else {
+            return Ok(());
+        };
+        let answer = {
+            let mut state = log.lock();
+            state.is_deleted = true;
+            let memory = &self.core.memory;
+            let all: usize = state.tail.iter().map(|entry| size_of(&entry.entry)).sum();
+            let pinned = state.pinned_bytes();
+            memory.remove_ready(state.ready_bytes);
+            memory.remove(pinned);
+            memory.evicted(all - pinned);
+            state.tail.clear();
+            state.tail_first = state.flushed_next;
+            state.ready_next = state.flushed_next;
+            state.ready_bytes = 0;
+            self.push(Record::delete(group), false)
+        };
+        let written = wait_for(answer)?;
+        self.core.files.forget(group);
+        remove_files(&*self.disk, self.core.files.partitions(), group)
+            .map_err(|e| StorageError::io("cannot delete", &self.dir, e))?;
+        self.logs.remove(group, written.record_number);
+        Ok(())
+    }
+}
+
+/// Removes the folder of a log; durable when this returns.
+pub fn remove_files(
+    disk: &dyn crate::disk::Disk,
+    partitions: &std::path::Path,
+    group: RaftGroupId,
+) -> std::io::Result<()> {
+    let dir = dir_of(partitions, group);
+    for name in disk.list(&dir)? {
+        disk.remove_file(&dir.join(name))?;
+    }
+    match disk.remove_dir(&dir) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    disk.sync_dir(partitions)
+}
+
+fn wait_for(answer: Answer) -> Result<Written, StorageError> {
+    answer.recv().unwrap_or(Err(StorageError::Closed))
+}

@@ -1,0 +1,101 @@
+//! How much all logs together hold in memory.
+//!
+//! Invariant: `pinned` bytes are in no segment yet and must stay; the rest of `total` are copies that
+//! may go at any time.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::entry::LogEntry;
+use crate::error::StorageError;
+
+/// What an entry costs beyond its payload.
+const ENTRY_OVERHEAD_BYTES: usize = 128;
+
+pub fn size_of(entry: &LogEntry) -> usize {
+    ENTRY_OVERHEAD_BYTES + entry.payload.size_bytes()
+}
+
+#[derive(Default)]
+pub struct Memory {
+    pub max_bytes: usize,
+    /// Bytes of all entries in memory.
+    total: AtomicUsize,
+    /// Bytes of the entries that are not in segments yet.
+    pinned: AtomicUsize,
+    /// Bytes of the pinned entries that are committed and durable, and so may be flushed.
+    ready: AtomicUsize,
+}
+
+impl Memory {
+    pub fn new(max_bytes: usize) -> Self {
+        Memory {
+            max_bytes,
+            ..Memory::default()
+        }
+    }
+
+    pub fn total(&self) -> usize {
+        self.total.load(Ordering::Relaxed)
+    }
+
+    pub fn pinned(&self) -> usize {
+        self.pinned.load(Ordering::Relaxed)
+    }
+
+    pub fn ready(&self) -> usize {
+        self.ready.load(Ordering::Relaxed)
+    }
+
+    /// New entries came.
+    pub fn add(&self, bytes: usize) {
+        self.total.fetch_add(bytes, Ordering::Relaxed);
+        self.pinned.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Entries were cut off before they were flushed.
+    pub fn remove(&self, bytes: usize) {
+        self.total.fetch_sub(bytes, Ordering::Relaxed);
+        self.pinned.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    pub fn make_ready(&self, bytes: usize) {
+        self.ready.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub fn remove_ready(&self, bytes: usize) {
+        self.ready.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Ready entries are in segments now.
+    pub fn flushed(&self, bytes: usize) {
+        self.pinned.fetch_sub(bytes, Ordering::Relaxed);
+        self.ready.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Copies of flushed entries were dropped.
+    pub fn evicted(&self, bytes: usize) {
+        self.total.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    pub fn is_over_budget(&self) -> bool {
+        self.total() > self.max_bytes
+    }
+
+    /// The data that waits to be committed or flushed has used up the budget.
+    pub fn is_overloaded(&self) -> bool {
+        self.pinned() > self.max_bytes
+    }
+
+    /// Refuses entries beyond the bound.
+    pub fn check(&self, new_bytes: usize) -> Result<(), StorageError> {
+        let pinned_bytes = self.pinned();
+        // Something must always be taken, or an entry above the budget could never be stored.
+        if pinned_bytes > 0 && pinned_bytes.saturating_add(new_bytes) > self.max_bytes {
+            return Err(StorageError::Overloaded {
+                pinned_bytes,
+                max_bytes: self.max_bytes,
+            });
+        }
+        Ok(())
+    }
+}

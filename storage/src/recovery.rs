@@ -1,0 +1,259 @@
+//! Puts the storage together again after a restart: checkpoint, segments, and the rest of the WAL.
+//!
+//! Invariant: segments are cut back to what the checkpoint names, because only that is known to be
+//! fsynced; everything after it is still in the WAL.
+
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+use std::sync::Arc;
+
+use chronik_types::id::RaftGroupId;
+use chronik_types::offset::Offset;
+use uuid::Uuid;
+
+use crate::checkpoint::Checkpoint;
+use crate::disk::Disk;
+use crate::error::OpenError;
+use crate::flusher::remove_files;
+use crate::partition_log::replay::Replay;
+use crate::partition_log::state::LogState;
+use crate::segment::{FileKind, Segment, dir_of, parse_file_name};
+use crate::wal::recovery::{WalStart, recover as recover_wal};
+use crate::wal::writer::WalPosition;
+use crate::wal::{Action, Decoded, WalFiles};
+
+/// All that was found.
+pub struct Recovered {
+    pub logs: HashMap<RaftGroupId, LogState>,
+    /// Deleted groups, with the record that says so.
+    pub deleted_at: HashMap<RaftGroupId, u64>,
+    pub position: WalPosition,
+}
+
+/// The checkpoint of the storage in `dir`, made if the folder is new.
+pub fn open_checkpoint(
+    disk: &dyn Disk,
+    dir: &Path,
+    wal_dir: &Path,
+    partitions: &Path,
+) -> Result<Checkpoint, OpenError> {
+    if let Some(checkpoint) = Checkpoint::read(disk, dir)? {
+        return Ok(checkpoint);
+    }
+    for used in [wal_dir, partitions] {
+        let names = disk
+            .list(used)
+            .map_err(|e| io_error("cannot list", used, e))?;
+        if !names.is_empty() {
+            let file = dir.join("checkpoint");
+            let why = "the checkpoint is missing, but there is data".to_owned();
+            return Err(OpenError::Corrupt {
+                file,
+                position: 0,
+                why,
+            });
+        }
+    }
+    let checkpoint = Checkpoint {
+        storage_id: Uuid::new_v4(),
+        wal: WalStart {
+            sequence: 1,
+            frame: 1,
+            record: 1,
+            confirmed_frame: 1,
+        },
+        clean_at_record: Some(1),
+        groups: Vec::new(),
+    };
+    checkpoint.write(disk, dir)?;
+    Ok(checkpoint)
+}
+
+/// Recovers all logs, and leaves the disk as they say.
+pub fn recover(
+    disk: &Arc<dyn Disk>,
+    files: &WalFiles,
+    partitions: &Path,
+    checkpoint: Checkpoint,
+    segment_bytes: u64,
+) -> Result<Recovered, OpenError> {
+    let mut replays: HashMap<RaftGroupId, Replay> = HashMap::new();
+    for group in checkpoint.groups {
+        let id = group.group;
+        let state = group.into_state(segment_bytes);
+        replays.insert(
+            id,
+            Replay {
+                state,
+                damage: None,
+            },
+        );
+    }
+    let mut deleted_at = HashMap::new();
+    let mut apply = |number: u64, file: u64, record: Decoded| {
+        apply_record(
+            &mut replays,
+            &mut deleted_at,
+            segment_bytes,
+            number,
+            file,
+            record,
+        );
+        Ok(())
+    };
+    let position = recover_wal(
+        disk,
+        files,
+        checkpoint.storage_id,
+        checkpoint.wal,
+        &mut apply,
+    )?;
+
+    let mut logs = HashMap::with_capacity(replays.len());
+    for (group, replay) in replays {
+        let state = replay.finish().map_err(|why| OpenError::Corrupt {
+            file: files.dir().to_owned(),
+            position: 0,
+            why: format!("group {group}: {why}"),
+        })?;
+        logs.insert(group, state);
+    }
+    if checkpoint.clean_at_record != Some(position.next_record) {
+        clean_up(&**disk, partitions, &logs, &deleted_at)?;
+    }
+    Ok(Recovered {
+        logs,
+        deleted_at,
+        position,
+    })
+}
+
+fn apply_record(
+    replays: &mut HashMap<RaftGroupId, Replay>,
+    deleted_at: &mut HashMap<RaftGroupId, u64>,
+    segment_bytes: u64,
+    number: u64,
+    file: u64,
+    record: Decoded,
+) {
+    let Decoded { group, action } = record;
+    match (action, replays.entry(group)) {
+        (Action::Mark, _) => {}
+        (Action::Delete, Entry::Occupied(replay)) => {
+            // Otherwise it is about a log of this group that was there before the checkpoint.
+            if number >= replay.get().state.replay_from_record {
+                replay.remove();
+                deleted_at.insert(group, number);
+            }
+        }
+        (Action::Delete, Entry::Vacant(_)) => {
+            deleted_at.insert(group, number);
+        }
+        (action, Entry::Occupied(mut replay)) => replay.get_mut().apply(number, file, action),
+        (action, Entry::Vacant(vacant)) => {
+            let replay_from_record = deleted_at.get(&group).map_or(0, |record| record + 1);
+            let state = LogState {
+                replay_from_record,
+                segment_bytes,
+                ..LogState::default()
+            };
+            let replay = Replay {
+                state,
+                damage: None,
+            };
+            vacant.insert(replay).apply(number, file, action);
+        }
+    }
+}
+
+fn clean_up(
+    disk: &dyn Disk,
+    partitions: &Path,
+    logs: &HashMap<RaftGroupId, LogState>,
+    deleted_at: &HashMap<RaftGroupId, u64>,
+) -> Result<(), OpenError> {
+    for group in deleted_at.keys().filter(|group| !logs.contains_key(group)) {
+        remove_files(disk, partitions, *group)
+            .map_err(|e| io_error("cannot delete", &dir_of(partitions, *group), e))?;
+    }
+    let names = disk
+        .list(partitions)
+        .map_err(|e| io_error("cannot list", partitions, e))?;
+    let folders: HashSet<RaftGroupId> = names
+        .iter()
+        .filter_map(|name| name.parse().ok().map(RaftGroupId))
+        .collect();
+    for (group, state) in logs {
+        if folders.contains(group) {
+            cut_back(disk, &dir_of(partitions, *group), &state.segments)?;
+        } else if let Some(segment) = state.segments.first() {
+            return Err(missing(
+                &dir_of(partitions, *group),
+                segment,
+                FileKind::Sidecar,
+            ));
+        }
+    }
+    for group in folders.iter().filter(|group| !logs.contains_key(group)) {
+        tracing::warn!(%group, "a log's folder belongs to no log that is known");
+    }
+    Ok(())
+}
+
+/// Cuts the files of a log back to the sizes that its segments have, and removes all others.
+fn cut_back(disk: &dyn Disk, dir: &Path, segments: &[Segment]) -> Result<(), OpenError> {
+    let names = disk
+        .list(dir)
+        .map_err(|e| io_error("cannot list", dir, e))?;
+    let mut found: HashSet<(Offset, FileKind)> = HashSet::new();
+    for name in names {
+        let Some((base_offset, kind)) = parse_file_name(&name) else {
+            continue;
+        };
+        let path = dir.join(&name);
+        let at = segments.binary_search_by_key(&base_offset, |segment| segment.base_offset);
+        let expected = at
+            .ok()
+            .and_then(|at| segments.get(at))
+            .map_or(0, |s| s.file_bytes(kind));
+        if expected == 0 {
+            disk.remove_file(&path)
+                .map_err(|e| io_error("cannot remove", &path, e))?;
+            continue;
+        }
+        let failed = |e| io_error("cannot cut back", &path, e);
+        let file = disk.open(&path, false).map_err(failed)?;
+        let size = file.size().map_err(failed)?;
+        if size > expected {
+            file.set_size(expected).map_err(failed)?;
+        }
+        if size >= expected {
+            found.insert((base_offset, kind));
+        }
+    }
+    for segment in segments {
+        for kind in [FileKind::Log, FileKind::Sidecar] {
+            if segment.file_bytes(kind) > 0 && !found.contains(&(segment.base_offset, kind)) {
+                return Err(missing(dir, segment, kind));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn missing(dir: &Path, segment: &Segment, kind: FileKind) -> OpenError {
+    OpenError::Corrupt {
+        file: dir.join(crate::segment::file_name(segment.base_offset, kind)),
+        position: segment.file_bytes(kind),
+        why: "the file is shorter than it was when it was fsynced".to_owned(),
+    }
+}
+
+fn io_error(operation: &'static str, file: &Path, source: std::io::Error) -> OpenError {
+    OpenError::Io {
+        operation,
+        file: file.to_owned(),
+        source,
+    }
+}

@@ -1,0 +1,178 @@
+//! The bounded queue between those who append and the WAL thread.
+//!
+//! Invariant: room is reserved before a log is locked and filled after, so nobody waits for room
+//! while holding a lock that the WAL thread's callbacks need.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex};
+
+use super::record::Record;
+use crate::error::StorageError;
+use crate::poison::Poison;
+use crate::sync::{lock, wait};
+
+const QUEUED_BYTES_MAX: usize = 64 << 20;
+const QUEUED_RECORDS_MAX: usize = 64 << 10;
+
+/// Where a record came to lie.
+#[derive(Debug, Clone, Copy)]
+pub struct Written {
+    pub file_sequence: u64,
+    pub record_number: u64,
+}
+
+/// Called once from the WAL thread.
+pub type Done = Box<dyn FnOnce(Result<Written, StorageError>) + Send>;
+
+pub struct Item {
+    pub record: Record,
+    pub done: Done,
+    /// The record must lie in a newer file than any before it.
+    pub in_new_file: bool,
+}
+
+pub struct WalQueue {
+    state: Mutex<State>,
+    work: Condvar,
+    room: Condvar,
+    poison: Arc<Poison>,
+}
+
+#[derive(Default)]
+struct State {
+    items: VecDeque<Item>,
+    /// Bytes and records in `items`, and reserved.
+    bytes: usize,
+    records: usize,
+    is_closed: bool,
+    is_finished: bool,
+}
+
+/// Room for one record; given back on drop if not used.
+pub struct Reservation<'a> {
+    queue: &'a WalQueue,
+    bytes: usize,
+    is_used: bool,
+}
+
+impl WalQueue {
+    pub fn new(poison: Arc<Poison>) -> Self {
+        WalQueue {
+            state: Mutex::default(),
+            work: Condvar::new(),
+            room: Condvar::new(),
+            poison,
+        }
+    }
+
+    /// Waits until there is room. A record larger than the whole queue fits an empty one.
+    pub fn reserve(&self, bytes: usize) -> Result<Reservation<'_>, StorageError> {
+        let mut state = lock(&self.state);
+        loop {
+            self.poison.check()?;
+            if state.is_closed {
+                return Err(StorageError::Closed);
+            }
+            let fits = state.bytes.saturating_add(bytes) <= QUEUED_BYTES_MAX
+                && state.records < QUEUED_RECORDS_MAX;
+            if fits || state.records == 0 {
+                state.bytes += bytes;
+                state.records += 1;
+                return Ok(Reservation {
+                    queue: self,
+                    bytes,
+                    is_used: false,
+                });
+            }
+            state = wait(&self.room, state);
+        }
+    }
+
+    /// Queues a record of the storage itself, beyond the bound, even while closing: its callers
+    /// send little and wait for it.
+    pub fn push_unbounded(&self, item: Item) {
+        let mut state = lock(&self.state);
+        let bytes = item.record.size_bytes();
+        state.bytes += bytes;
+        state.records += 1;
+        state.items.push_back(item);
+        drop(state);
+        self.work.notify_one();
+    }
+
+    /// From now on nothing is taken from outside; what is queued is still written.
+    pub fn close(&self) {
+        lock(&self.state).is_closed = true;
+        self.room.notify_all();
+    }
+
+    /// The WAL thread ends when it has written what is queued.
+    pub fn finish(&self) {
+        let mut state = lock(&self.state);
+        state.is_closed = true;
+        state.is_finished = true;
+        drop(state);
+        self.work.notify_all();
+        self.room.notify_all();
+    }
+
+    /// Waits for records and takes the next ones in order: at least one, up to `max_bytes`. Nothing
+    /// when the queue is finished and empty.
+    pub fn take_group(&self, max_bytes: usize) -> Vec<Item> {
+        let mut state = lock(&self.state);
+        while state.items.is_empty() {
+            // Room that is reserved will be filled in a moment, so its holder still gets an answer.
+            if state.is_finished && state.records == 0 {
+                return Vec::new();
+            }
+            state = wait(&self.work, state);
+        }
+        let mut group = Vec::new();
+        let mut size = 0;
+        while let Some(item) = state.items.front() {
+            let bytes = item.record.size_bytes();
+            if !group.is_empty() && (size + bytes > max_bytes || item.in_new_file) {
+                break;
+            }
+            size += bytes;
+            state.bytes -= bytes;
+            state.records -= 1;
+            group.extend(state.items.pop_front());
+        }
+        drop(state);
+        self.room.notify_all();
+        group
+    }
+}
+
+impl Reservation<'_> {
+    pub fn push(mut self, record: Record, done: Done) {
+        let mut state = lock(&self.queue.state);
+        // The record's framing is a little more than what was reserved for its payload.
+        state.bytes = state.bytes - self.bytes + record.size_bytes();
+        state.items.push_back(Item {
+            record,
+            done,
+            in_new_file: false,
+        });
+        self.is_used = true;
+        let was_empty = state.items.len() == 1;
+        drop(state);
+        if was_empty {
+            self.queue.work.notify_one();
+        }
+    }
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        if !self.is_used {
+            let mut state = lock(&self.queue.state);
+            state.bytes -= self.bytes;
+            state.records -= 1;
+            drop(state);
+            self.queue.room.notify_all();
+            self.queue.work.notify_all();
+        }
+    }
+}
