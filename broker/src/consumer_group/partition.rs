@@ -1,0 +1,739 @@
+//! All groups of one partition of `__consumer_offsets` while it is led here: their timers, and the
+//! writes that wait for the log. No I/O: the coordinator's task moves the writes.
+//!
+//! Invariant: writes reach the log in the order in which they were decided. Without leadership
+//! nothing is kept; every waiter is dropped and so learns that this is not its coordinator.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use chronik_types::offset::Offset;
+use tokio::sync::oneshot;
+use uuid::Uuid;
+
+use super::batch::{self, Record, UnreadableBatch};
+use super::config::GroupConfig;
+use super::offsets::Offsets;
+use super::records::{GroupValue, Key, OffsetValue, STRING_MAX_BYTES, group_record, offset_record};
+use super::state::{
+    Effect, Group, GroupError, Join, JoinRefused, Moment, Now, Purpose, Reply, Sync,
+};
+
+/// Largest record batch written, in bytes, unless one group alone needs more. Below the default
+/// of `max.message.bytes` (1,048,588).
+const BATCH_MAX_BYTES: usize = 1_000_000;
+/// Offsets that are removed by one write.
+const OFFSETS_PER_REMOVAL: usize = 1_000;
+/// Longest topic name (Kafka's rule).
+const TOPIC_NAME_MAX_BYTES: usize = 249;
+
+pub(super) type Waiter = oneshot::Sender<Reply>;
+pub(super) type Written = Result<(), GroupError>;
+
+/// One partition's offset in a commit.
+#[derive(Debug, Clone)]
+pub struct Commit {
+    pub topic: String,
+    pub topic_id: Uuid,
+    pub partition: i32,
+    pub offset: i64,
+    pub leader_epoch: i32,
+    pub metadata: String,
+}
+
+/// Under which membership a request is made.
+#[derive(Debug, Clone, Default)]
+pub struct Membership {
+    /// -1 with an empty member id: from outside the group.
+    pub generation: i32,
+    pub member_id: String,
+    pub group_instance_id: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Led elsewhere, or nowhere.
+    Away,
+    Loading,
+    Leading,
+}
+
+/// A group with its offsets.
+pub(super) struct Entry {
+    pub group: Group<Waiter>,
+    pub offsets: Offsets,
+    /// Where the group is in `timers`. Never later than the group's next deadline.
+    timer: Option<Moment>,
+}
+
+/// Records that go to the log together, and what happens then.
+pub(super) struct Write {
+    records: Vec<Record>,
+    size_bytes: usize,
+    then: Then,
+}
+
+enum Then {
+    Committed {
+        group: String,
+        offsets: Vec<(String, i32, OffsetValue)>,
+        done: oneshot::Sender<Written>,
+    },
+    Group {
+        group: String,
+        purpose: Purpose,
+        done: Option<oneshot::Sender<Written>>,
+    },
+    Removed {
+        group: String,
+        offsets: Vec<(String, i32)>,
+        whole_group: bool,
+    },
+}
+
+/// What a log says about its groups.
+#[derive(Default)]
+pub(super) struct Loaded {
+    groups: HashMap<String, (Option<GroupValue>, Offsets)>,
+}
+
+/// A commit on its way to the log.
+#[derive(Default)]
+pub(super) struct QueuedCommit {
+    /// Per offset: refused, or which write has it.
+    pub outcomes: Vec<Result<usize, GroupError>>,
+    pub written: Vec<oneshot::Receiver<Written>>,
+}
+
+/// Owned by its coordinator, behind a mutex.
+pub(super) struct Partition {
+    config: Arc<GroupConfig>,
+    phase: Phase,
+    groups: HashMap<String, Entry>,
+    timers: BTreeSet<(Moment, String)>,
+    next_expiry_check: Moment,
+    writes: VecDeque<Write>,
+    writes_size_bytes: usize,
+}
+
+impl Loaded {
+    /// Takes over what a batch of the log says; the offset after it.
+    pub fn replay(&mut self, bytes: &Bytes) -> Result<Offset, UnreadableBatch> {
+        let (next, records) = read_batch(bytes)?;
+        for (offset, record) in records {
+            match Key::parse(&record.key) {
+                Ok(Key::Offset {
+                    group,
+                    topic,
+                    partition,
+                }) => {
+                    let (_, offsets) = self.groups.entry(group).or_default();
+                    replay_offset(offsets, &topic, partition, record.value, offset);
+                }
+                Ok(Key::Group { group }) => self.replay_group(group, record.value, offset),
+                Ok(Key::Unknown { version }) => {
+                    tracing::warn!(%offset, version, "record key of an unknown version is skipped");
+                }
+                Err(error) => {
+                    tracing::warn!(%offset, %error, "record of a consumer group is skipped");
+                }
+            }
+        }
+        self.groups
+            .retain(|_, (value, offsets)| value.is_some() || !offsets.is_empty());
+        Ok(next)
+    }
+
+    fn replay_group(&mut self, group: String, value: Option<Bytes>, offset: Offset) {
+        let slot = &mut self.groups.entry(group).or_default().0;
+        match value.map(|value| GroupValue::parse(&value)).transpose() {
+            Ok(value) => *slot = value,
+            Err(error) => {
+                tracing::warn!(%offset, %error, "record of a consumer group is skipped");
+            }
+        }
+    }
+
+    pub fn group_count(&self) -> usize {
+        self.groups.len()
+    }
+}
+
+fn replay_offset(
+    offsets: &mut Offsets,
+    topic: &str,
+    partition: i32,
+    value: Option<Bytes>,
+    written_at: Offset,
+) {
+    match value.map(|value| OffsetValue::parse(&value)).transpose() {
+        Ok(Some(value)) => offsets.committed(topic, partition, value, written_at),
+        Ok(None) => offsets.removed(topic, partition, written_at),
+        Err(error) => {
+            tracing::warn!(offset = %written_at, %error, "committed offset is skipped");
+        }
+    }
+}
+
+/// The records of a batch and the offset after it. A compressed batch is none of ours and is left
+/// out: somebody else wrote to the topic, and that must not stop the groups.
+fn read_batch(bytes: &Bytes) -> Result<(Offset, Vec<(Offset, Record)>), UnreadableBatch> {
+    let header = chronik_types::record_batch::BatchHeader::parse(bytes)?;
+    match batch::decode(bytes) {
+        Ok((header, records)) => Ok((header.next_offset(), records)),
+        Err(UnreadableBatch::Invalid(error)) => Err(error.into()),
+        Err(error) => {
+            tracing::warn!(offset = %header.base_offset, %error, "batch is skipped");
+            Ok((header.next_offset(), Vec::new()))
+        }
+    }
+}
+
+impl Partition {
+    pub fn new(config: Arc<GroupConfig>) -> Partition {
+        Partition {
+            config,
+            phase: Phase::Away,
+            groups: HashMap::new(),
+            timers: BTreeSet::new(),
+            next_expiry_check: Moment::MAX,
+            writes: VecDeque::new(),
+            writes_size_bytes: 0,
+        }
+    }
+
+    // ---- Leadership ----
+
+    pub fn step_down(&mut self) {
+        self.phase = Phase::Away;
+        self.groups.clear();
+        self.timers.clear();
+        self.writes.clear();
+        self.writes_size_bytes = 0;
+        self.next_expiry_check = Moment::MAX;
+    }
+
+    pub fn begin_loading(&mut self) {
+        self.step_down();
+        self.phase = Phase::Loading;
+    }
+
+    pub fn become_leader(&mut self, loaded: Loaded, now: Now) {
+        for (id, (value, offsets)) in loaded.groups {
+            let group = match value {
+                Some(value) => Group::from_value(self.config.clone(), value, now.moment),
+                None => Group::new(self.config.clone(), now.wall_ms),
+            };
+            self.groups.insert(
+                id.clone(),
+                Entry {
+                    group,
+                    offsets,
+                    timer: None,
+                },
+            );
+            self.set_timer(&id);
+        }
+        self.phase = Phase::Leading;
+        self.next_expiry_check = now.moment + self.config.offsets_retention_check_interval();
+    }
+
+    pub fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    pub fn check_leading(&self) -> Result<(), GroupError> {
+        match self.phase {
+            Phase::Away => Err(GroupError::NotCoordinator),
+            Phase::Loading => Err(GroupError::Loading),
+            Phase::Leading => Ok(()),
+        }
+    }
+
+    pub fn get(&self, group: &str) -> Option<&Entry> {
+        self.groups.get(group)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Entry)> {
+        self.groups.iter().map(|(id, entry)| (id.as_str(), entry))
+    }
+
+    // ---- Requests. The caller has checked that the partition is led here ----
+
+    pub fn join(&mut self, now: Now, group: &str, request: Join, waiter: Waiter) {
+        let is_new = !self.groups.contains_key(group);
+        if is_new {
+            if !request.member_id.is_empty() {
+                let refused = JoinRefused {
+                    error: GroupError::UnknownMember,
+                    member_id: request.member_id,
+                };
+                let _ = waiter.send(Reply::Join(Err(refused)));
+                return;
+            }
+            let created = Group::new(self.config.clone(), now.wall_ms);
+            let entry = Entry {
+                group: created,
+                offsets: Offsets::default(),
+                timer: None,
+            };
+            self.groups.insert(group.to_owned(), entry);
+        }
+        let mut effects = Vec::new();
+        if let Some(entry) = self.groups.get_mut(group) {
+            entry.group.join(now, request, waiter, &mut effects);
+            if is_new && entry.group.is_unused() {
+                self.groups.remove(group);
+            }
+        }
+        self.finish(now, group, effects, None);
+    }
+
+    pub fn sync(&mut self, now: Now, group: &str, request: Sync, waiter: Waiter) {
+        let mut effects = Vec::new();
+        match self.groups.get_mut(group) {
+            Some(entry) => entry.group.sync(now, request, waiter, &mut effects),
+            None => effects.push(Effect::Reply(
+                waiter,
+                Reply::Sync(Err(GroupError::UnknownMember)),
+            )),
+        }
+        self.finish(now, group, effects, None);
+    }
+
+    pub fn heartbeat(&mut self, now: Now, group: &str, who: &Membership) -> Result<(), GroupError> {
+        let entry = self
+            .groups
+            .get_mut(group)
+            .ok_or(GroupError::UnknownMember)?;
+        // Moves a deadline only further away, so the timer may stay where it is.
+        entry.group.heartbeat(
+            now,
+            who.generation,
+            &who.member_id,
+            who.group_instance_id.as_deref(),
+        )
+    }
+
+    /// One outcome per member. The last one out makes the group empty; `done` then tells when the
+    /// log has it.
+    pub fn leave(
+        &mut self,
+        now: Now,
+        group: &str,
+        members: &[(String, Option<String>)],
+        done: oneshot::Sender<Written>,
+    ) -> Result<Vec<Result<(), GroupError>>, GroupError> {
+        let entry = self
+            .groups
+            .get_mut(group)
+            .ok_or(GroupError::UnknownMember)?;
+        let mut effects = Vec::new();
+        let outcomes = members
+            .iter()
+            .map(|(id, instance)| {
+                entry
+                    .group
+                    .leave(now, id, instance.as_deref(), &mut effects)
+            })
+            .collect();
+        self.finish(now, group, effects, Some(done));
+        Ok(outcomes)
+    }
+
+    /// Queues the commit. An error is the answer for all offsets.
+    pub fn commit(
+        &mut self,
+        now: Now,
+        group: &str,
+        who: &Membership,
+        offsets: Vec<Commit>,
+        retention_ms: Option<i64>,
+    ) -> Result<QueuedCommit, GroupError> {
+        match self.groups.get_mut(group) {
+            Some(entry) => entry.group.check_commit(
+                now,
+                who.generation,
+                &who.member_id,
+                who.group_instance_id.as_deref(),
+            )?,
+            None if who.generation >= 0 => return Err(GroupError::IllegalGeneration),
+            None => {}
+        }
+        if self.writes_size_bytes > self.config.write_queue_max_bytes {
+            return Err(GroupError::TimedOut);
+        }
+        let mut queued = QueuedCommit::default();
+        let mut write: Vec<(String, i32, OffsetValue)> = Vec::new();
+        let mut size_bytes = 0;
+        for commit in offsets {
+            if commit.metadata.len() > self.config.offset_metadata_max_bytes.min(STRING_MAX_BYTES)
+                || commit.topic.len() > TOPIC_NAME_MAX_BYTES
+            {
+                queued.outcomes.push(Err(GroupError::MetadataTooLarge));
+                continue;
+            }
+            let added = group.len() + commit.topic.len() + commit.metadata.len() + 96;
+            if !write.is_empty() && size_bytes + added > BATCH_MAX_BYTES / 2 {
+                queued
+                    .written
+                    .push(self.queue_commit(group, std::mem::take(&mut write)));
+                size_bytes = 0;
+            }
+            size_bytes += added;
+            queued.outcomes.push(Ok(queued.written.len()));
+            write.push((
+                commit.topic.clone(),
+                commit.partition,
+                commit.into_value(now, retention_ms),
+            ));
+        }
+        if !write.is_empty() {
+            queued.written.push(self.queue_commit(group, write));
+        }
+        Ok(queued)
+    }
+
+    fn queue_commit(
+        &mut self,
+        group: &str,
+        offsets: Vec<(String, i32, OffsetValue)>,
+    ) -> oneshot::Receiver<Written> {
+        let (done, written) = oneshot::channel();
+        let records = offsets
+            .iter()
+            .map(|(topic, partition, value)| offset_record(group, topic, *partition, Some(value)))
+            .collect();
+        self.queue(
+            records,
+            Then::Committed {
+                group: group.to_owned(),
+                offsets,
+                done,
+            },
+        );
+        written
+    }
+
+    // ---- Time ----
+
+    pub fn next_deadline(&self) -> Moment {
+        let timer = self
+            .timers
+            .first()
+            .map_or(Moment::MAX, |(moment, _)| *moment);
+        timer.min(self.next_expiry_check)
+    }
+
+    /// Does what is due.
+    pub fn on_time(&mut self, now: Now) {
+        let mut due = Vec::new();
+        while let Some((moment, _)) = self.timers.first()
+            && *moment <= now.moment
+        {
+            due.extend(self.timers.pop_first().map(|(_, group)| group));
+        }
+        for id in due {
+            let mut effects = Vec::new();
+            if let Some(entry) = self.groups.get_mut(&id) {
+                entry.timer = None;
+                entry.group.on_time(now, &mut effects);
+            }
+            self.finish(now, &id, effects, None);
+        }
+        if self.next_expiry_check <= now.moment {
+            self.expire(now);
+            self.next_expiry_check = now.moment + self.config.offsets_retention_check_interval();
+        }
+    }
+
+    /// Queues the removal of expired offsets, and of groups that are empty and have none.
+    fn expire(&mut self, now: Now) {
+        let retention_ms = self.config.offsets_retention_ms();
+        let mut removals = Vec::new();
+        for (id, entry) in &self.groups {
+            let group = &entry.group;
+            if !group.is_unused() {
+                continue;
+            }
+            // Offsets of a group that never had members expire by their own age.
+            let unused_since_ms = if group.protocol_type().is_some() {
+                group.state_changed_wall_ms()
+            } else {
+                0
+            };
+            let expired = entry
+                .offsets
+                .expired(now.wall_ms, retention_ms, Some(unused_since_ms));
+            let whole_group = expired.len() == entry.offsets.iter().count();
+            if whole_group || !expired.is_empty() {
+                removals.push((id.clone(), expired, whole_group));
+            }
+        }
+        for (id, offsets, whole_group) in removals {
+            self.queue_removal(&id, offsets, whole_group);
+        }
+    }
+
+    /// Topics are gone: so are the offsets committed for them.
+    pub fn topics_removed(&mut self, topics: &[(Uuid, Arc<str>)]) {
+        if self.phase != Phase::Leading {
+            return;
+        }
+        let is_gone = |topic: &str, id: Uuid| {
+            topics
+                .iter()
+                .any(|(gone_id, name)| &**name == topic && (id.is_nil() || id == *gone_id))
+        };
+        let mut removals = Vec::new();
+        for (group, entry) in &self.groups {
+            let offsets: Vec<_> = entry
+                .offsets
+                .iter()
+                .filter(|(topic, _, committed)| is_gone(topic, committed.value.topic_id))
+                .map(|(topic, partition, _)| (topic.to_owned(), partition))
+                .collect();
+            if !offsets.is_empty() {
+                removals.push((group.clone(), offsets));
+            }
+        }
+        for (group, offsets) in removals {
+            self.queue_removal(&group, offsets, false);
+        }
+    }
+
+    fn queue_removal(&mut self, group: &str, offsets: Vec<(String, i32)>, whole_group: bool) {
+        for chunk in offsets.chunks(OFFSETS_PER_REMOVAL) {
+            let records = chunk
+                .iter()
+                .map(|(topic, at)| offset_record(group, topic, *at, None))
+                .collect();
+            let then = Then::Removed {
+                group: group.to_owned(),
+                offsets: chunk.to_vec(),
+                whole_group: false,
+            };
+            self.queue(records, then);
+        }
+        if whole_group {
+            let then = Then::Removed {
+                group: group.to_owned(),
+                offsets: Vec::new(),
+                whole_group: true,
+            };
+            self.queue(vec![group_record(group, None)], then);
+        }
+    }
+
+    // ---- Writes ----
+
+    fn queue(&mut self, records: Vec<Record>, then: Then) {
+        let size_bytes = records.iter().map(Record::size_bytes_max).sum();
+        self.writes_size_bytes += size_bytes;
+        self.writes.push_back(Write {
+            records,
+            size_bytes,
+            then,
+        });
+    }
+
+    /// The writes that go to the log next, as one record batch.
+    pub fn take_writes(&mut self, now: Now) -> Option<(Bytes, Vec<Write>)> {
+        let mut taken = Vec::new();
+        let mut size_bytes = 0;
+        while let Some(write) = self.writes.front() {
+            if !taken.is_empty() && size_bytes + write.size_bytes > BATCH_MAX_BYTES {
+                break;
+            }
+            size_bytes += write.size_bytes;
+            taken.extend(self.writes.pop_front());
+        }
+        self.writes_size_bytes -= size_bytes;
+        let records: Vec<Record> = taken
+            .iter_mut()
+            .flat_map(|write| std::mem::take(&mut write.records))
+            .collect();
+        (!records.is_empty()).then(|| (batch::encode(&records, now.wall_ms), taken))
+    }
+
+    /// The outcome of writes that were taken: the offset of the first record, or an error.
+    pub fn written(&mut self, now: Now, writes: Vec<Write>, outcome: Result<Offset, GroupError>) {
+        let mut at = outcome;
+        for write in writes {
+            let record_count = write.then.record_count();
+            self.write_done(now, write.then, at);
+            at = at.map(|offset| offset.plus(record_count));
+        }
+    }
+
+    fn write_done(&mut self, now: Now, then: Then, outcome: Result<Offset, GroupError>) {
+        match then {
+            Then::Committed {
+                group,
+                offsets,
+                done,
+            } => {
+                if let Ok(base) = outcome {
+                    let config = &self.config;
+                    let entry = self.groups.entry(group).or_insert_with(|| Entry {
+                        group: Group::new(config.clone(), now.wall_ms),
+                        offsets: Offsets::default(),
+                        timer: None,
+                    });
+                    for (delta, (topic, partition, value)) in (0..).zip(offsets) {
+                        entry
+                            .offsets
+                            .committed(&topic, partition, value, base.plus(delta));
+                    }
+                }
+                let _ = done.send(outcome.map(|_| ()));
+            }
+            Then::Group {
+                group,
+                purpose,
+                done,
+            } => {
+                let outcome = outcome.map(|_| ());
+                let mut effects = Vec::new();
+                if let Some(entry) = self.groups.get_mut(&group) {
+                    entry.group.stored(now, purpose, outcome, &mut effects);
+                }
+                self.finish(now, &group, effects, None);
+                if let Some(done) = done {
+                    let _ = done.send(outcome);
+                }
+            }
+            Then::Removed {
+                group,
+                offsets,
+                whole_group,
+            } => {
+                let (Ok(base), Some(entry)) = (outcome, self.groups.get_mut(&group)) else {
+                    return; // The next check finds them again.
+                };
+                for (delta, (topic, partition)) in (0..).zip(offsets) {
+                    entry.offsets.removed(&topic, partition, base.plus(delta));
+                }
+                if whole_group && entry.offsets.is_empty() && entry.group.is_unused() {
+                    if let Some(moment) = entry.timer {
+                        self.timers.remove(&(moment, group.clone()));
+                    }
+                    self.groups.remove(&group);
+                }
+            }
+        }
+    }
+
+    /// Offsets that are in the log though their write was answered as unknown.
+    pub fn catch_up(&mut self, bytes: &Bytes, now: Now) -> Result<Offset, UnreadableBatch> {
+        let (next, records) = read_batch(bytes)?;
+        for (offset, record) in records {
+            if let Ok(Key::Offset {
+                group,
+                topic,
+                partition,
+            }) = Key::parse(&record.key)
+            {
+                let config = &self.config;
+                let entry = self.groups.entry(group).or_insert_with(|| Entry {
+                    group: Group::new(config.clone(), now.wall_ms),
+                    offsets: Offsets::default(),
+                    timer: None,
+                });
+                replay_offset(&mut entry.offsets, &topic, partition, record.value, offset);
+            }
+        }
+        Ok(next)
+    }
+
+    /// Does what a group's step asked for, and sets its timer anew.
+    fn finish(
+        &mut self,
+        now: Now,
+        group: &str,
+        effects: Vec<Effect<Waiter>>,
+        mut done: Option<oneshot::Sender<Written>>,
+    ) {
+        for effect in effects {
+            match effect {
+                // Nobody waits any more where the client is gone.
+                Effect::Reply(waiter, reply) => drop(waiter.send(reply)),
+                Effect::Store(purpose, value) => {
+                    let records = vec![group_record(group, Some(&value))];
+                    let then = Then::Group {
+                        group: group.to_owned(),
+                        purpose,
+                        done: done.take(),
+                    };
+                    self.queue(records, then);
+                }
+            }
+        }
+        if let Some(done) = done {
+            let _ = done.send(Ok(())); // Nothing has to be written.
+        }
+        self.set_timer(group);
+        if let Some(entry) = self.groups.get(group) {
+            tracing::debug!(
+                consumer_group = group,
+                state = entry.group.state().name(),
+                generation = entry.group.generation(),
+                members = entry.group.member_count(),
+                at_ms = now.wall_ms,
+                "consumer group after a step"
+            );
+        }
+    }
+
+    fn set_timer(&mut self, group: &str) {
+        let Some(entry) = self.groups.get_mut(group) else {
+            return;
+        };
+        let next = entry.group.next_deadline();
+        if next == entry.timer {
+            return;
+        }
+        if let Some(moment) = entry.timer {
+            self.timers.remove(&(moment, group.to_owned()));
+        }
+        entry.timer = next;
+        if let Some(moment) = next {
+            self.timers.insert((moment, group.to_owned()));
+        }
+    }
+}
+
+impl Write {
+    pub fn record_count(&self) -> i64 {
+        self.then.record_count()
+    }
+}
+
+impl Then {
+    fn record_count(&self) -> i64 {
+        let count = match self {
+            Then::Committed { offsets, .. } => offsets.len(),
+            Then::Group { .. } => 1,
+            Then::Removed {
+                offsets,
+                whole_group,
+                ..
+            } => offsets.len() + usize::from(*whole_group),
+        };
+        count as i64
+    }
+}
+
+impl Commit {
+    fn into_value(self, now: Now, retention_ms: Option<i64>) -> OffsetValue {
+        OffsetValue {
+            offset: self.offset,
+            leader_epoch: self.leader_epoch,
+            metadata: self.metadata,
+            commit_timestamp_ms: now.wall_ms,
+            expire_timestamp_ms: retention_ms.map(|ms| now.wall_ms.saturating_add(ms)),
+            topic_id: self.topic_id,
+        }
+    }
+}
