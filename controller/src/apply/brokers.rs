@@ -1,0 +1,119 @@
+//! Registration and fencing of brokers, and what they do to the partitions.
+//!
+//! Invariant: no fenced broker leads a partition in the image, and none is in an ISR unless it is
+//! the last one there.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use chronik_types::cluster_image::{Broker, ClusterImage, ImageChange, Partition};
+use chronik_types::epoch::{BrokerEpoch, PartitionEpoch};
+use chronik_types::id::BrokerId;
+
+use crate::command::{BrokerSession, Outcome, RegisterBroker};
+use crate::state::State;
+
+/// Begins a session. The broker epoch is the revision, so it is higher than any before.
+pub fn register(state: &mut State, command: RegisterBroker, change: &mut ImageChange) -> Outcome {
+    let broker_id = command.broker_id;
+    let present = state.image.brokers.get(&broker_id);
+    let known_storage_id = state.storage_ids.get(&broker_id).copied();
+    if let Some(present) = present
+        && present.incarnation_id == command.incarnation_id
+        && known_storage_id == Some(command.storage_id)
+        && !present.fenced
+        && present.rpc_address == command.rpc_address
+        && present.rack == command.rack
+    {
+        // The same process asks again because an answer was lost.
+        return Outcome::BrokerRegistered(present.broker_epoch);
+    }
+    if let Some(present) = present
+        && !present.fenced
+        && present.incarnation_id != command.incarnation_id
+        && known_storage_id != Some(command.storage_id)
+    {
+        return Outcome::BrokerIdInUse;
+    }
+    // Whoever opened the same data folder holds its lock, so the process before it is gone.
+    let disk_replaced = known_storage_id.is_some_and(|known| known != command.storage_id);
+    let replaced = BTreeSet::from([broker_id]);
+    let incarnation = disk_replaced.then_some(change.revision);
+    take_out_of_service(&state.image, &replaced, incarnation, change);
+    let broker_epoch = BrokerEpoch(change.revision);
+    change.brokers.push(Broker {
+        broker_id,
+        incarnation_id: command.incarnation_id,
+        broker_epoch,
+        rpc_address: command.rpc_address,
+        rack: command.rack,
+        fenced: false,
+    });
+    state.storage_ids.insert(broker_id, command.storage_id);
+    Outcome::BrokerRegistered(broker_epoch)
+}
+
+/// Fences the brokers that still are in the named session.
+pub fn fence(state: &State, sessions: &[BrokerSession], change: &mut ImageChange) -> Outcome {
+    let mut fenced = BTreeSet::new();
+    for session in sessions {
+        let Some(broker) = state.image.brokers.get(&session.broker_id) else {
+            continue;
+        };
+        if !broker.fenced
+            && broker.broker_epoch == session.broker_epoch
+            && fenced.insert(session.broker_id)
+        {
+            change.brokers.push(Broker {
+                fenced: true,
+                ..broker.clone()
+            });
+        }
+    }
+    if !fenced.is_empty() {
+        take_out_of_service(&state.image, &fenced, None, change);
+    }
+    Outcome::Done
+}
+
+/// Removes brokers from leadership and ISRs. With `incarnation`, their replicas become new ones,
+/// because their disk is another: an empty replica under an old Raft id could vote twice. (That
+/// the Raft group takes the new replica in is a membership change, made by reassignment.)
+fn take_out_of_service(
+    image: &ClusterImage,
+    brokers: &BTreeSet<BrokerId>,
+    incarnation: Option<u64>,
+    change: &mut ImageChange,
+) {
+    let mut topics: Vec<&Arc<_>> = image.topics.values().collect();
+    topics.sort_unstable_by_key(|topic| topic.topic_id);
+    for topic in topics {
+        for partition in &topic.partitions {
+            let mut next = partition.clone();
+            if next.leader.is_some_and(|leader| brokers.contains(&leader)) {
+                next.leader = None;
+            }
+            for broker_id in brokers {
+                if next.isr.len() > 1 {
+                    next.isr.retain(|id| id != broker_id);
+                }
+            }
+            if let Some(incarnation) = incarnation {
+                for replica in &mut next.replicas {
+                    if brokers.contains(&replica.broker_id) {
+                        replica.incarnation = incarnation;
+                    }
+                }
+            }
+            if next != *partition {
+                next.partition_epoch = following(partition);
+                change.partitions.push((topic.topic_id, next));
+            }
+        }
+    }
+}
+
+/// The partition epoch after the present one.
+pub fn following(partition: &Partition) -> PartitionEpoch {
+    PartitionEpoch(partition.partition_epoch.0.saturating_add(1))
+}

@@ -1,0 +1,34 @@
+//! The process: arguments, configuration, runtime, exit code.
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use chronik_controller::config::Args;
+use chronik_telemetry::process::{EXIT_CONFIG, run};
+use clap::Parser;
+
+#[global_allocator]
+static GLOBAL: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let config = match Args::parse().load() {
+        Ok(config) => config,
+        Err(why) => {
+            eprintln!("chronik-controller: {why}");
+            return ExitCode::from(EXIT_CONFIG);
+        }
+    };
+    let telemetry = config.telemetry.clone();
+    let worker_threads = config.worker_threads;
+    run(
+        "chronik-controller",
+        &telemetry,
+        worker_threads,
+        |stop| async move {
+            let running = chronik_controller::start(config)
+                .await
+                .context("cannot start")?;
+            running.run_until(stop).await
+        },
+    )
+}
