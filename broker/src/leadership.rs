@@ -1,1 +1,410 @@
-//! Work in progress.
+//! Who should campaign for a partition, and when. Raft's own ticks are off: a resting group costs
+//! nothing, and whether its leader lives is known per broker, not per group.
+//!
+//! Invariant: every decision here is safe to be wrong. Raft still counts votes and compares logs; a
+//! wrong guess costs a moment without a leader, never a record. Decisions are pure functions; the
+//! driver carries them out.
+
+mod driver;
+mod hand_over;
+mod progress;
+mod reporter;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chronik_types::id::{BrokerId, RaftGroupId, ReplicaId};
+
+pub use driver::{DriverOptions, run as run_driver};
+pub use hand_over::hand_over_all;
+pub use progress::{FollowerState, Followers};
+pub use reporter::{ReporterOptions, run as run_reporter};
+
+use crate::peers::{HeardLeader, LinkState, LinkTable};
+use crate::replica::Replica;
+
+/// A group's replicas as assigned, preferred leader first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Assigned {
+    pub group: RaftGroupId,
+    pub replicas: Vec<ReplicaId>,
+}
+
+/// What `reconcile` tells the driver.
+pub enum GroupEvent {
+    Opened(Assigned, Arc<Replica>),
+    Assigned(Assigned),
+    Closed(RaftGroupId),
+}
+
+/// Delays of campaigns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CampaignTiming {
+    /// Each next candidate waits so much longer.
+    pub stagger: Duration,
+    /// The leader of record is connected but has not spoken since this process started.
+    pub unconfirmed: Duration,
+    /// The leader's link is silent or broken for a reason that does not prove its death.
+    pub lost: Duration,
+    /// The controllers fenced the leader's broker, which may be handing over by itself.
+    pub fenced: Duration,
+    /// Before the second attempt; doubles up to `retry_max`.
+    pub retry_min: Duration,
+    pub retry_max: Duration,
+}
+
+impl CampaignTiming {
+    pub fn new(stagger: Duration) -> Self {
+        Self {
+            stagger,
+            unconfirmed: Duration::from_millis(400),
+            lost: Duration::from_millis(300),
+            fenced: Duration::from_millis(1_000),
+            retry_min: Duration::from_millis(40),
+            retry_max: Duration::from_secs(2),
+        }
+    }
+}
+
+/// One replica's view of its group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupView<'a> {
+    pub me: ReplicaId,
+    /// Preferred leader first.
+    pub replicas: &'a [ReplicaId],
+    pub leader: Option<ReplicaId>,
+    pub is_leader: bool,
+    pub term: u64,
+    /// Whom this replica voted for last.
+    pub voted_for: ReplicaId,
+    /// It has campaigned since it last knew a living leader.
+    pub attempts: u32,
+}
+
+/// What this broker knows of the others.
+#[derive(Debug, Clone, Copy)]
+pub struct World<'a> {
+    pub links: &'a LinkTable,
+    /// Brokers that the controllers fenced; empty while no controller is connected.
+    pub fenced: &'a BTreeSet<BrokerId>,
+    /// The group's leader that last spoke to this process.
+    pub heard: Option<HeardLeader>,
+}
+
+/// What is known of a group's leader.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LeaderStatus {
+    /// This replica leads.
+    Me,
+    /// It is connected and has spoken to this process.
+    Live,
+    /// Nobody is known to lead.
+    None,
+    /// It is of record and connected, but has not spoken yet.
+    Unconfirmed,
+    /// Its process was restarted since it spoke: a restarted replica never leads on.
+    Restarted,
+    /// Its process is dead.
+    Dead,
+    /// It cannot be heard, for reasons unknown.
+    Lost,
+    /// The controllers fenced its broker, though it is connected here.
+    Fenced,
+}
+
+impl LeaderStatus {
+    /// Whether the leader certainly does not lead any more, or shall not.
+    fn is_certainly_gone(self) -> bool {
+        matches!(self, Self::Restarted | Self::Dead | Self::Fenced)
+    }
+}
+
+pub fn leader_status(view: &GroupView<'_>, world: &World<'_>) -> LeaderStatus {
+    if view.is_leader {
+        return LeaderStatus::Me;
+    }
+    let Some(leader) = view.leader.filter(|leader| *leader != view.me) else {
+        return LeaderStatus::None;
+    };
+    let link = world.links.status(leader.broker_id);
+    let fenced = world.fenced.contains(&leader.broker_id);
+    match link.state {
+        LinkState::Refused => LeaderStatus::Dead,
+        LinkState::Connecting | LinkState::Silent | LinkState::Unreachable if fenced => {
+            LeaderStatus::Dead
+        }
+        LinkState::Connecting | LinkState::Silent | LinkState::Unreachable => LeaderStatus::Lost,
+        LinkState::Up => match world.heard {
+            Some(heard) if heard.broker == leader.broker_id && heard.term == view.term => {
+                if link.incarnation != Some(heard.incarnation) {
+                    LeaderStatus::Restarted
+                } else if fenced {
+                    LeaderStatus::Fenced
+                } else {
+                    LeaderStatus::Live
+                }
+            }
+            _ if fenced => LeaderStatus::Fenced,
+            _ => LeaderStatus::Unconfirmed,
+        },
+    }
+}
+
+/// Whether this broker reaches enough voters to win an election at all.
+pub fn reaches_majority(view: &GroupView<'_>, links: &LinkTable) -> bool {
+    let reached = view
+        .replicas
+        .iter()
+        .filter(|replica| **replica == view.me || links.status(replica.broker_id).is_up())
+        .count();
+    reached > view.replicas.len() / 2
+}
+
+/// This replica's place among those that can campaign now; 0 goes first. None: it is not one.
+pub fn rank(view: &GroupView<'_>, world: &World<'_>, status: LeaderStatus) -> Option<u32> {
+    let gone = view.leader.filter(|_| status.is_certainly_gone());
+    let candidates = view.replicas.iter().filter(|replica| {
+        **replica == view.me
+            || (Some(**replica) != gone
+                && world.links.status(replica.broker_id).is_up()
+                && !world.fenced.contains(&replica.broker_id))
+    });
+    let place = candidates
+        .into_iter()
+        .position(|replica| *replica == view.me)?;
+    u32::try_from(place).ok()
+}
+
+/// How long to wait before this replica campaigns. None: it should not.
+pub fn campaign_delay(
+    view: &GroupView<'_>,
+    world: &World<'_>,
+    status: LeaderStatus,
+    timing: &CampaignTiming,
+) -> Option<Duration> {
+    let base = match status {
+        LeaderStatus::Me | LeaderStatus::Live => return None,
+        LeaderStatus::None | LeaderStatus::Dead | LeaderStatus::Restarted => Duration::ZERO,
+        LeaderStatus::Unconfirmed => timing.unconfirmed,
+        LeaderStatus::Lost => timing.lost,
+        LeaderStatus::Fenced => timing.fenced,
+    };
+    if !reaches_majority(view, world.links) {
+        return None;
+    }
+    let rank = rank(view, world, status)?;
+    if view.attempts > 0 {
+        let doubled = timing
+            .retry_min
+            .saturating_mul(1 << (view.attempts - 1).min(16));
+        return Some(
+            doubled
+                .min(timing.retry_max)
+                .saturating_add(timing.stagger / 4 * rank),
+        );
+    }
+    // It led before its process was restarted: the others still believe in it, and wait.
+    let led_last = status == LeaderStatus::None && view.term > 0 && view.voted_for == view.me;
+    let rank = if led_last { 0 } else { rank };
+    Some(base.saturating_add(timing.stagger * rank))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::peers::LinkStatus;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn replica(broker: i32) -> ReplicaId {
+        ReplicaId {
+            broker_id: BrokerId(broker),
+            incarnation: 1,
+        }
+    }
+
+    fn incarnation(number: u128) -> Uuid {
+        Uuid::from_u128(number)
+    }
+
+    fn links(states: &[(i32, LinkState)]) -> LinkTable {
+        let status = |state| LinkStatus {
+            state,
+            incarnation: Some(incarnation(1)),
+        };
+        let links = states
+            .iter()
+            .map(|(broker, state)| (BrokerId(*broker), status(*state)));
+        LinkTable(links.collect::<BTreeMap<_, _>>())
+    }
+
+    fn heard(broker: i32, process: u128) -> Option<HeardLeader> {
+        let incarnation = incarnation(process);
+        Some(HeardLeader {
+            term: 5,
+            broker: BrokerId(broker),
+            incarnation,
+        })
+    }
+
+    struct Case {
+        me: i32,
+        leader: Option<i32>,
+        links: LinkTable,
+        heard: Option<HeardLeader>,
+        fenced: BTreeSet<BrokerId>,
+        attempts: u32,
+    }
+
+    impl Case {
+        fn new(me: i32, leader: Option<i32>, states: &[(i32, LinkState)]) -> Self {
+            let heard = leader.and_then(|leader| heard(leader, 1));
+            let (links, fenced) = (links(states), BTreeSet::new());
+            Self {
+                me,
+                leader,
+                links,
+                heard,
+                fenced,
+                attempts: 0,
+            }
+        }
+
+        fn decide(&self) -> (LeaderStatus, Option<Duration>) {
+            let replicas = [replica(1), replica(2), replica(3)];
+            let view = GroupView {
+                me: replica(self.me),
+                replicas: &replicas,
+                leader: self.leader.map(replica),
+                is_leader: self.leader == Some(self.me),
+                term: 5,
+                voted_for: replica(self.leader.unwrap_or(9)),
+                attempts: self.attempts,
+            };
+            let world = World {
+                links: &self.links,
+                fenced: &self.fenced,
+                heard: self.heard,
+            };
+            let status = leader_status(&view, &world);
+            let timing = CampaignTiming::new(150 * MS);
+            (status, campaign_delay(&view, &world, status, &timing))
+        }
+    }
+
+    use LinkState::{Refused, Silent, Up};
+
+    #[test]
+    fn survivors_of_a_dead_leader_campaign_in_order_of_preference() {
+        let first = Case::new(2, Some(1), &[(1, Refused), (3, Up)]);
+        assert_eq!(first.decide(), (LeaderStatus::Dead, Some(0 * MS)));
+        let second = Case::new(3, Some(1), &[(1, Refused), (2, Up)]);
+        assert_eq!(second.decide(), (LeaderStatus::Dead, Some(150 * MS)));
+        let again = Case {
+            attempts: 3,
+            ..first
+        };
+        assert_eq!(again.decide().1, Some(160 * MS));
+    }
+
+    #[test]
+    fn nobody_campaigns_against_a_living_leader_or_without_a_majority() {
+        assert_eq!(
+            Case::new(2, Some(1), &[(1, Up), (3, Up)]).decide(),
+            (LeaderStatus::Live, None)
+        );
+        assert_eq!(
+            Case::new(1, Some(1), &[(2, Refused)]).decide(),
+            (LeaderStatus::Me, None)
+        );
+        let alone = Case::new(2, Some(1), &[(1, Refused), (3, Refused)]);
+        assert_eq!(alone.decide(), (LeaderStatus::Dead, None));
+    }
+
+    #[test]
+    fn a_silent_leader_gets_a_moment() {
+        let case = Case::new(2, Some(1), &[(1, Silent), (3, Up)]);
+        assert_eq!(case.decide(), (LeaderStatus::Lost, Some(300 * MS)));
+    }
+
+    #[test]
+    fn fencing_decides_what_the_link_does_not_know() {
+        let fenced = BTreeSet::from([BrokerId(1)]);
+        let silent = Case::new(2, Some(1), &[(1, Silent), (3, Up)]);
+        let silent = Case {
+            fenced: fenced.clone(),
+            ..silent
+        };
+        assert_eq!(silent.decide(), (LeaderStatus::Dead, Some(0 * MS)));
+        let up = Case {
+            fenced,
+            ..Case::new(2, Some(1), &[(1, Up), (3, Up)])
+        };
+        assert_eq!(up.decide(), (LeaderStatus::Fenced, Some(1_000 * MS)));
+    }
+
+    #[test]
+    fn a_restarted_leader_leads_no_more() {
+        let restarted = Case::new(2, Some(1), &[(1, Up), (3, Up)]);
+        let restarted = Case {
+            heard: heard(1, 77),
+            ..restarted
+        };
+        assert_eq!(restarted.decide(), (LeaderStatus::Restarted, Some(0 * MS)));
+        // After our own restart, the leader of record is given time to speak.
+        let unheard = Case {
+            heard: None,
+            ..restarted
+        };
+        assert_eq!(
+            unheard.decide(),
+            (LeaderStatus::Unconfirmed, Some(400 * MS))
+        );
+    }
+
+    #[test]
+    fn a_leaderless_group_is_led_by_the_first_that_can() {
+        let up = [(1, Up), (2, Up), (3, Up)];
+        assert_eq!(
+            Case::new(1, None, &up).decide(),
+            (LeaderStatus::None, Some(0 * MS))
+        );
+        assert_eq!(
+            Case::new(3, None, &up).decide(),
+            (LeaderStatus::None, Some(300 * MS))
+        );
+        let first_dead = [(1, Refused), (2, Up), (3, Up)];
+        assert_eq!(Case::new(2, None, &first_dead).decide().1, Some(0 * MS));
+    }
+
+    #[test]
+    fn who_led_before_its_restart_goes_first() {
+        let replicas = [replica(1), replica(2), replica(3)];
+        let links = links(&[(1, Up), (2, Up)]);
+        let fenced = BTreeSet::new();
+        let view = GroupView {
+            me: replica(3),
+            replicas: &replicas,
+            leader: None,
+            is_leader: false,
+            term: 5,
+            voted_for: replica(3),
+            attempts: 0,
+        };
+        let world = World {
+            links: &links,
+            fenced: &fenced,
+            heard: None,
+        };
+        let timing = CampaignTiming::new(150 * MS);
+        assert_eq!(
+            campaign_delay(&view, &world, LeaderStatus::None, &timing),
+            Some(0 * MS)
+        );
+    }
+}

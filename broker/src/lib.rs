@@ -20,3 +20,9 @@ pub mod reconcile;
 pub mod consumer_group;
 
 pub mod rpc;
+
+mod process;
+#[cfg(test)]
+mod cluster_test;
+
+pub use process::{Running, start};

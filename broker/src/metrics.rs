@@ -1,1 +1,152 @@
-//! Work in progress.
+//! The broker's metrics: names, meaning, and the handles that feed them.
+//!
+//! Invariant: every metric registered here is fed by the code that holds its handle; gauges of
+//! totals are computed when they are read.
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+
+pub const REPLICAS: &str = "chronik_broker_replicas";
+pub const PARTITIONS_LED: &str = "chronik_broker_partitions_led";
+pub const REPLICAS_MISSING: &str = "chronik_broker_replicas_missing";
+pub const LEADERS_ELECTED: &str = "chronik_broker_leaders_elected";
+pub const CAMPAIGNS: &str = "chronik_broker_campaigns";
+pub const ELECTION_SECONDS: &str = "chronik_broker_election_seconds";
+pub const REPORTS: &str = "chronik_broker_partition_reports";
+pub const PEERS_CONNECTED: &str = "chronik_broker_peers_connected";
+pub const REGISTERED: &str = "chronik_broker_registered";
+pub const IMAGE_REVISION: &str = "chronik_broker_image_revision";
+
+/// Cheap to clone; all clones feed the same metrics.
+#[derive(Debug, Clone)]
+pub struct BrokerMetrics {
+    /// Replicas that run here.
+    pub replicas: Gauge,
+    /// Replicas that should run here and do not.
+    pub replicas_missing: Gauge,
+    /// Partitions that this broker leads.
+    pub partitions_led: Gauge,
+    /// Elections that this broker won.
+    pub leaders_elected: Counter,
+    /// Elections that this broker started.
+    pub campaigns: Counter,
+    /// From the decision to campaign to the election won.
+    pub election_seconds: Histogram,
+    /// Partition reports sent to the controllers.
+    pub reports: Counter,
+    /// Peers that are connected.
+    pub peers_connected: Gauge,
+    /// 1 while the broker holds a session at the controllers.
+    pub registered: Gauge,
+    /// Revision of the cluster image in force.
+    pub image_revision: Gauge,
+}
+
+impl BrokerMetrics {
+    /// Makes the metrics and registers them.
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            replicas: Gauge::default(),
+            replicas_missing: Gauge::default(),
+            partitions_led: Gauge::default(),
+            leaders_elected: Counter::default(),
+            campaigns: Counter::default(),
+            // 1 ms to 16 s.
+            election_seconds: Histogram::new(exponential_buckets(0.001, 2.0, 15)),
+            reports: Counter::default(),
+            peers_connected: Gauge::default(),
+            registered: Gauge::default(),
+            image_revision: Gauge::default(),
+        };
+        let m = &metrics;
+        let gauges = [
+            (REPLICAS, "Replicas that run here", &m.replicas),
+            (
+                REPLICAS_MISSING,
+                "Replicas that should run here and do not",
+                &m.replicas_missing,
+            ),
+            (
+                PARTITIONS_LED,
+                "Partitions that this broker leads",
+                &m.partitions_led,
+            ),
+            (
+                PEERS_CONNECTED,
+                "Other brokers that are connected",
+                &m.peers_connected,
+            ),
+            (
+                REGISTERED,
+                "1 while the broker holds a session at the controllers",
+                &m.registered,
+            ),
+            (
+                IMAGE_REVISION,
+                "Revision of the cluster image in force",
+                &m.image_revision,
+            ),
+        ];
+        for (name, help, gauge) in gauges {
+            registry.register(name, help, gauge.clone());
+        }
+        let counters = [
+            (
+                LEADERS_ELECTED,
+                "Elections that this broker won",
+                &m.leaders_elected,
+            ),
+            (
+                CAMPAIGNS,
+                "Elections that this broker started",
+                &m.campaigns,
+            ),
+            (
+                REPORTS,
+                "Partition reports sent to the controllers",
+                &m.reports,
+            ),
+        ];
+        for (name, help, counter) in counters {
+            registry.register(name, help, counter.clone());
+        }
+        registry.register(
+            ELECTION_SECONDS,
+            "Time from the decision to campaign to the election won",
+            m.election_seconds.clone(),
+        );
+        metrics
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_is_shown_under_its_name() {
+        let mut registry = Registry::default();
+        let metrics = BrokerMetrics::register(&mut registry);
+        metrics.replicas.set(3);
+        metrics.election_seconds.observe(0.01);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        for name in [
+            REPLICAS,
+            REPLICAS_MISSING,
+            PARTITIONS_LED,
+            LEADERS_ELECTED,
+            CAMPAIGNS,
+            ELECTION_SECONDS,
+            REPORTS,
+            PEERS_CONNECTED,
+            REGISTERED,
+            IMAGE_REVISION,
+        ] {
+            assert!(text.contains(name), "{name}");
+        }
+        assert!(text.contains("chronik_broker_replicas 3"));
+    }
+}

@@ -1,1 +1,542 @@
-//! Work in progress.
+//! Brings the replicas that run here in line with what the cluster image assigns to this broker.
+//! The only creator and remover of replicas.
+//!
+//! Invariant: level-triggered, safe to run twice. A log is deleted only on the word of an image that
+//! is certainly newer than everything this broker acted on before: one that a controller sent and
+//! that contains this very process as registered.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use chronik_storage::Storage;
+use chronik_types::cluster_image::ClusterImage;
+use chronik_types::id::{BrokerId, RaftGroupId, ReplicaId};
+use futures::StreamExt;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+use uuid::Uuid;
+
+use crate::controller_client::{ClusterView, ControllerClient};
+use crate::leadership::{Assigned, GroupEvent};
+use crate::peers::Peers;
+use crate::replica::{OpenError, PartitionState, Replica, ReplicaOptions};
+use crate::replicas::Replicas;
+
+/// Replicas opened or closed at the same time.
+const PARALLEL_MAX: usize = 64;
+/// Before a replica that could not be opened is tried again.
+const RETRY_DELAY: Duration = Duration::from_secs(1);
+
+/// One replica that the image assigns to this broker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    pub replica_id: ReplicaId,
+    /// Preferred leader first.
+    pub replicas: Vec<ReplicaId>,
+    pub state: PartitionState,
+}
+
+impl Wanted {
+    /// Whether all replicas were assigned together, so that they are the group's first voters. A
+    /// replica that came later waits for its leader instead.
+    pub fn is_founder(&self) -> bool {
+        self.replicas
+            .iter()
+            .all(|replica| replica.incarnation == self.replica_id.incarnation)
+    }
+}
+
+/// What is to be done. Closing and deleting comes first.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Running replicas that are to stop and lose their log.
+    pub remove: Vec<RaftGroupId>,
+    /// Logs without a replica that are to go.
+    pub delete: Vec<RaftGroupId>,
+    pub open: Vec<RaftGroupId>,
+}
+
+/// What the image assigns to `broker_id`.
+pub fn wanted(image: &ClusterImage, broker_id: BrokerId) -> BTreeMap<RaftGroupId, Wanted> {
+    let mut wanted = BTreeMap::new();
+    for topic in image.topics.values() {
+        for partition in &topic.partitions {
+            if let Some(replica_id) = partition.replica_on(broker_id) {
+                let replica = Wanted {
+                    replica_id,
+                    replicas: partition.replicas.clone(),
+                    state: PartitionState::new(topic, partition),
+                };
+                wanted.insert(partition.raft_group_id, replica);
+            }
+        }
+    }
+    wanted
+}
+
+/// Whether the image is certainly newer than all that this broker ever acted on: only then may
+/// what it does not name be deleted.
+pub fn is_trusted(view: &ClusterView, broker_id: BrokerId, incarnation: Uuid) -> bool {
+    let registered = view.image.brokers.get(&broker_id);
+    view.live && registered.is_some_and(|broker| broker.incarnation_id == incarnation)
+}
+
+/// Compares what should run with what runs and what is on disk.
+pub fn plan(
+    wanted: &BTreeMap<RaftGroupId, Wanted>,
+    running: &HashMap<RaftGroupId, ReplicaId>,
+    on_disk: &BTreeSet<RaftGroupId>,
+    trusted: bool,
+) -> Plan {
+    let mut plan = Plan::default();
+    if trusted {
+        for (group, replica_id) in running {
+            if wanted
+                .get(group)
+                .is_none_or(|wanted| wanted.replica_id != *replica_id)
+            {
+                plan.remove.push(*group);
+            }
+        }
+        plan.delete = on_disk
+            .iter()
+            .filter(|group| !wanted.contains_key(*group) && !running.contains_key(*group))
+            .copied()
+            .collect();
+    }
+    plan.remove.sort_unstable();
+    let opens = wanted
+        .keys()
+        .filter(|group| !running.contains_key(*group) || plan.remove.binary_search(group).is_ok());
+    plan.open = opens.copied().collect();
+    plan
+}
+
+/// Peers that share a partition with `broker_id`, and where they are.
+pub fn peer_addresses(image: &ClusterImage, broker_id: BrokerId) -> BTreeMap<BrokerId, String> {
+    let mut peers = BTreeSet::new();
+    for partition in image.topics.values().flat_map(|topic| &topic.partitions) {
+        if partition.replica_on(broker_id).is_some() {
+            peers.extend(partition.replicas.iter().map(|replica| replica.broker_id));
+        }
+    }
+    peers.remove(&broker_id);
+    peers
+        .into_iter()
+        .filter_map(|peer| {
+            image
+                .brokers
+                .get(&peer)
+                .map(|b| (peer, b.rpc_address.clone()))
+        })
+        .collect()
+}
+
+/// What the reconciler works with.
+pub struct ReconcileOptions {
+    pub broker_id: BrokerId,
+    pub incarnation: Uuid,
+    pub storage: Storage,
+    pub replicas: Replicas,
+    pub peers: Peers,
+    pub raft_config: Arc<openraft::Config>,
+    pub client: ControllerClient,
+    pub groups: mpsc::UnboundedSender<GroupEvent>,
+    /// The number of replicas that should run here but do not.
+    pub missing: watch::Sender<usize>,
+    pub stop: CancellationToken,
+}
+
+struct Running {
+    replica_id: ReplicaId,
+    replicas: Vec<ReplicaId>,
+    state: watch::Sender<PartitionState>,
+}
+
+/// The worker. Owns what runs.
+pub struct Reconciler {
+    options: ReconcileOptions,
+    running: HashMap<RaftGroupId, Running>,
+    on_disk: BTreeSet<RaftGroupId>,
+    /// Logs that must be deleted before anything may be opened under their name.
+    doomed: BTreeSet<RaftGroupId>,
+    /// What `plan` was last made from, to skip images that change nothing here.
+    last: Option<(BTreeMap<RaftGroupId, Wanted>, bool)>,
+}
+
+impl Reconciler {
+    pub fn new(options: ReconcileOptions) -> Self {
+        let on_disk = options.storage.group_ids().into_iter().collect();
+        Self {
+            options,
+            running: HashMap::new(),
+            on_disk,
+            doomed: BTreeSet::new(),
+            last: None,
+        }
+    }
+
+    /// Follows the image until the token is cancelled.
+    pub async fn run(mut self, mut view: watch::Receiver<ClusterView>) {
+        let stop = self.options.stop.clone();
+        loop {
+            let now = view.borrow_and_update().clone();
+            let complete = self.reconcile(&now).await;
+            let retry = async {
+                match complete {
+                    true => std::future::pending().await,
+                    false => tokio::time::sleep(RETRY_DELAY).await,
+                }
+            };
+            tokio::select! {
+                () = stop.cancelled() => return,
+                changed = view.changed() => if changed.is_err() {
+                    return;
+                },
+                () = retry => self.last = None,
+            }
+        }
+    }
+
+    /// One pass. False: something could not be done and is to be tried again.
+    pub async fn reconcile(&mut self, view: &ClusterView) -> bool {
+        let options = &self.options;
+        let wanted = wanted(&view.image, options.broker_id);
+        let trusted = is_trusted(view, options.broker_id, options.incarnation);
+        options
+            .peers
+            .set_addresses(&peer_addresses(&view.image, options.broker_id));
+        if self
+            .last
+            .as_ref()
+            .is_some_and(|last| last.0 == wanted && last.1 == trusted)
+        {
+            options.client.acted_on(view.image.revision);
+            return true;
+        }
+        let running = self
+            .running
+            .iter()
+            .map(|(group, running)| (*group, running.replica_id));
+        let plan = plan(&wanted, &running.collect(), &self.on_disk, trusted);
+        let mut complete = self.remove(&plan).await;
+        self.update(&wanted);
+        complete &= self.open(&plan, &wanted).await;
+        let missing = wanted
+            .keys()
+            .filter(|group| !self.running.contains_key(group))
+            .count();
+        self.options.missing.send_replace(missing);
+        if complete {
+            self.last = Some((wanted, trusted));
+            self.options.client.acted_on(view.image.revision);
+        }
+        complete
+    }
+
+    /// Publishes what changed about replicas that go on running.
+    fn update(&mut self, wanted: &BTreeMap<RaftGroupId, Wanted>) {
+        for (group, wanted) in wanted {
+            let Some(running) = self.running.get_mut(group) else {
+                continue;
+            };
+            running.state.send_if_modified(|state| {
+                let changed = *state != wanted.state;
+                if changed {
+                    state.clone_from(&wanted.state);
+                }
+                changed
+            });
+            if running.replicas != wanted.replicas {
+                running.replicas.clone_from(&wanted.replicas);
+                let assigned = Assigned {
+                    group: *group,
+                    replicas: wanted.replicas.clone(),
+                };
+                self.options
+                    .groups
+                    .send(GroupEvent::Assigned(assigned))
+                    .ok();
+            }
+        }
+    }
+
+    async fn remove(&mut self, plan: &Plan) -> bool {
+        for group in &plan.remove {
+            self.running.remove(group);
+        }
+        self.doomed.extend(plan.remove.iter().chain(&plan.delete));
+        let options = &self.options;
+        let gone: Vec<RaftGroupId> = futures::stream::iter(self.doomed.clone())
+            .map(|group| remove_one(options, group))
+            .buffer_unordered(PARALLEL_MAX)
+            .filter_map(std::future::ready)
+            .collect()
+            .await;
+        for group in &gone {
+            self.doomed.remove(group);
+            self.on_disk.remove(group);
+        }
+        self.doomed.is_empty()
+    }
+
+    async fn open(&mut self, plan: &Plan, wanted: &BTreeMap<RaftGroupId, Wanted>) -> bool {
+        let mut to_open = Vec::with_capacity(plan.open.len());
+        for group in &plan.open {
+            if let Some(wanted) = wanted.get(group)
+                && !self.doomed.contains(group)
+            {
+                to_open.push((*group, wanted.clone()));
+            }
+        }
+        let options = &self.options;
+        let mut opened = futures::stream::iter(to_open)
+            .map(|(group, wanted)| async move {
+                let result = open_one(options, group, &wanted).await;
+                (group, wanted, result)
+            })
+            .buffer_unordered(PARALLEL_MAX);
+        let mut count = 0usize;
+        while let Some((group, wanted, result)) = opened.next().await {
+            match result {
+                Ok(state) => {
+                    count = count.saturating_add(1);
+                    self.on_disk.insert(group);
+                    let running = Running {
+                        replica_id: wanted.replica_id,
+                        replicas: wanted.replicas,
+                        state,
+                    };
+                    self.running.insert(group, running);
+                }
+                Err(error) => error!(
+                    raft_group_id = group.0,
+                    error = &error as &dyn std::error::Error,
+                    "a replica cannot be opened; it is tried again"
+                ),
+            }
+        }
+        if count > 0 {
+            info!(
+                opened = count,
+                running = self.running.len(),
+                "replicas opened"
+            );
+        }
+        count == plan.open.len()
+    }
+}
+
+/// Stops the replica, if it runs, and deletes its log.
+async fn remove_one(options: &ReconcileOptions, group: RaftGroupId) -> Option<RaftGroupId> {
+    if let Some(replica) = options.replicas.remove(group) {
+        options.groups.send(GroupEvent::Closed(group)).ok();
+        replica.shutdown().await;
+    }
+    options.peers.heard().forget(group);
+    let storage = options.storage.clone();
+    let deleted = tokio::task::spawn_blocking(move || storage.delete_log(group)).await;
+    match deleted {
+        Ok(Ok(())) => {
+            info!(
+                raft_group_id = group.0,
+                "the log of a partition that is gone is deleted"
+            );
+            Some(group)
+        }
+        Ok(Err(error)) => {
+            warn!(raft_group_id = group.0, %error, "a log cannot be deleted; tried again");
+            None
+        }
+        Err(_) => None,
+    }
+}
+
+async fn open_one(
+    options: &ReconcileOptions,
+    group: RaftGroupId,
+    wanted: &Wanted,
+) -> Result<watch::Sender<PartitionState>, OpenError> {
+    let storage = options.storage.clone();
+    let log = match tokio::task::spawn_blocking(move || storage.open_log(group)).await {
+        Ok(log) => log?,
+        Err(error) => return Err(OpenError::Raft(error.to_string())),
+    };
+    let state = watch::Sender::new(wanted.state.clone());
+    let replica: Arc<Replica> = Replica::open(ReplicaOptions {
+        replica_id: wanted.replica_id,
+        log,
+        network: options.peers.network(group, wanted.replica_id),
+        raft_config: options.raft_config.clone(),
+        state: state.subscribe(),
+    })
+    .await?;
+    if wanted.is_founder()
+        && let Err(error) = replica
+            .initialize(wanted.replicas.iter().copied().collect())
+            .await
+    {
+        replica.shutdown().await;
+        return Err(error);
+    }
+    options.replicas.insert(group, replica.clone());
+    let assigned = Assigned {
+        group,
+        replicas: wanted.replicas.clone(),
+    };
+    options
+        .groups
+        .send(GroupEvent::Opened(assigned, replica))
+        .ok();
+    Ok(state)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use chronik_types::cluster_image::{Broker, Partition, Topic};
+    use chronik_types::epoch::{BrokerEpoch, LeaderEpoch, PartitionEpoch};
+    use chronik_types::id::{PartitionIndex, TopicId};
+
+    fn replica(broker: i32, incarnation: u64) -> ReplicaId {
+        ReplicaId {
+            broker_id: BrokerId(broker),
+            incarnation,
+        }
+    }
+
+    fn image(groups: &[(u64, &[ReplicaId])]) -> ClusterImage {
+        let partitions = (0..)
+            .zip(groups)
+            .map(|(index, (group, replicas))| Partition {
+                partition: PartitionIndex(index),
+                raft_group_id: RaftGroupId(*group),
+                replicas: replicas.to_vec(),
+                isr: Vec::new(),
+                leader: None,
+                leader_epoch: LeaderEpoch(0),
+                partition_epoch: PartitionEpoch(0),
+            })
+            .collect();
+        let mut image = ClusterImage {
+            revision: 1,
+            ..Default::default()
+        };
+        image.put_topic(Arc::new(Topic {
+            topic_id: TopicId(Uuid::from_u128(1)),
+            name: "t".into(),
+            configs: BTreeMap::new(),
+            partitions,
+        }));
+        image
+    }
+
+    fn check(
+        image: &ClusterImage,
+        running: &[(u64, ReplicaId)],
+        on_disk: &[u64],
+        trusted: bool,
+    ) -> Plan {
+        let running = running
+            .iter()
+            .map(|(group, id)| (RaftGroupId(*group), *id))
+            .collect();
+        let on_disk = on_disk.iter().copied().map(RaftGroupId).collect();
+        plan(&wanted(image, BrokerId(1)), &running, &on_disk, trusted)
+    }
+
+    fn groups(ids: &[u64]) -> Vec<RaftGroupId> {
+        ids.iter().copied().map(RaftGroupId).collect()
+    }
+
+    #[test]
+    fn assigned_replicas_are_opened_once() {
+        let both = [replica(1, 5), replica(2, 5)];
+        let image = image(&[(7, &both), (8, &both[1..])]);
+        let first = check(&image, &[], &[7], true);
+        assert_eq!(
+            first,
+            Plan {
+                open: groups(&[7]),
+                ..Plan::default()
+            }
+        );
+        assert_eq!(check(&image, &[(7, both[0])], &[7], true), Plan::default());
+    }
+
+    #[test]
+    fn what_is_not_assigned_goes_only_on_a_trusted_image() {
+        let image = image(&[]);
+        let running = [(7, replica(1, 5))];
+        assert_eq!(check(&image, &running, &[7, 9], false), Plan::default());
+        let gone = Plan {
+            remove: groups(&[7]),
+            delete: groups(&[9]),
+            open: Vec::new(),
+        };
+        assert_eq!(check(&image, &running, &[7, 9], true), gone);
+    }
+
+    #[test]
+    fn a_new_incarnation_replaces_the_old_replica() {
+        let image = image(&[(7, &[replica(1, 9), replica(2, 5)])]);
+        let running = [(7, replica(1, 5))];
+        let replaced = Plan {
+            remove: groups(&[7]),
+            delete: Vec::new(),
+            open: groups(&[7]),
+        };
+        assert_eq!(check(&image, &running, &[7], true), replaced);
+        assert_eq!(check(&image, &running, &[7], false), Plan::default());
+        // It is not a first voter: the others have been running the group since revision 5.
+        assert!(!wanted(&image, BrokerId(1))[&RaftGroupId(7)].is_founder());
+        assert!(!wanted(&image, BrokerId(2))[&RaftGroupId(7)].is_founder());
+    }
+
+    #[test]
+    fn an_image_is_trusted_once_it_knows_this_process() {
+        let mut image = image(&[]);
+        let broker = |incarnation_id| Broker {
+            broker_id: BrokerId(1),
+            incarnation_id,
+            broker_epoch: BrokerEpoch(1),
+            rpc_address: "a:1".to_owned(),
+            rack: None,
+            fenced: false,
+        };
+        let us = Uuid::from_u128(5);
+        let view = |image: &ClusterImage, live| ClusterView {
+            image: Arc::new(image.clone()),
+            live,
+            connected: live,
+        };
+        assert!(!is_trusted(&view(&image, true), BrokerId(1), us));
+        image
+            .brokers
+            .insert(BrokerId(1), broker(Uuid::from_u128(4)));
+        assert!(!is_trusted(&view(&image, true), BrokerId(1), us));
+        image.brokers.insert(BrokerId(1), broker(us));
+        assert!(is_trusted(&view(&image, true), BrokerId(1), us));
+        assert!(!is_trusted(&view(&image, false), BrokerId(1), us));
+    }
+
+    #[test]
+    fn only_brokers_that_share_a_partition_are_peers() {
+        let mut image = image(&[(7, &[replica(1, 5), replica(2, 5)]), (8, &[replica(3, 5)])]);
+        for id in 1..=3 {
+            let broker = Broker {
+                broker_id: BrokerId(id),
+                incarnation_id: Uuid::nil(),
+                broker_epoch: BrokerEpoch(1),
+                rpc_address: format!("b:{id}"),
+                rack: None,
+                fenced: false,
+            };
+            image.brokers.insert(BrokerId(id), broker);
+        }
+        let peers = peer_addresses(&image, BrokerId(1));
+        assert_eq!(peers, BTreeMap::from([(BrokerId(2), "b:2".to_owned())]));
+    }
+}

@@ -23,26 +23,41 @@ impl Replicas {
 
     /// The replica of that Raft group, if it runs here.
     pub fn get(&self, group: RaftGroupId) -> Option<Arc<Replica>> {
-        self.by_group.read().unwrap_or_else(PoisonError::into_inner).get(&group).cloned()
+        self.by_group
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&group)
+            .cloned()
     }
 
     /// Every replica that runs here, in no order.
     pub fn all(&self) -> Vec<(RaftGroupId, Arc<Replica>)> {
         let map = self.by_group.read().unwrap_or_else(PoisonError::into_inner);
-        map.iter().map(|(group, replica)| (*group, replica.clone())).collect()
+        map.iter()
+            .map(|(group, replica)| (*group, replica.clone()))
+            .collect()
     }
 
     pub fn count(&self) -> usize {
-        self.by_group.read().unwrap_or_else(PoisonError::into_inner).len()
+        self.by_group
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .len()
     }
 
     /// For `reconcile`: adds a replica, and returns the one that it replaces.
     pub fn insert(&self, group: RaftGroupId, replica: Arc<Replica>) -> Option<Arc<Replica>> {
-        self.by_group.write().unwrap_or_else(PoisonError::into_inner).insert(group, replica)
+        self.by_group
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(group, replica)
     }
 
     /// For `reconcile`: takes a replica out; requests that hold it finish on their own.
     pub fn remove(&self, group: RaftGroupId) -> Option<Arc<Replica>> {
-        self.by_group.write().unwrap_or_else(PoisonError::into_inner).remove(&group)
+        self.by_group
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&group)
     }
 }

@@ -1,1 +1,231 @@
-//! Work in progress.
+//! Raft's transport between brokers: one stream per ordered pair of brokers carries the messages of
+//! all the partitions that they share.
+//!
+//! Invariant: the number of connections and timers grows with the number of peers, never with the
+//! number of partitions. A slow or dead peer holds up nothing but what is meant for it.
+
+pub mod campaign;
+mod codec;
+mod dial;
+mod endpoint;
+mod heard;
+mod link;
+mod network;
+mod queue;
+mod server;
+mod state;
+
+#[cfg(test)]
+mod transport_test;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use chronik_proto::MESSAGE_SIZE_MAX;
+use chronik_proto::v1::peers_server::PeersServer;
+use chronik_types::id::{BrokerId, RaftGroupId, ReplicaId};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+pub use codec::Route;
+pub use dial::LinkTiming;
+pub use endpoint::{RaftEndpoint, RaftGroups, Stopped};
+pub use heard::{Heard, HeardLeader};
+pub use link::{Link, LinkError};
+pub use network::{GroupNetwork, ReplicaClient};
+pub use server::PeersService;
+pub use state::{LinkState, LinkStatus, LinkTable};
+
+/// Groups whose replica here should campaign now, at most.
+const NUDGES_MAX: usize = 65_536;
+
+/// What the transport is made of.
+pub struct PeersOptions {
+    pub broker_id: BrokerId,
+    /// This process.
+    pub incarnation: Uuid,
+    pub timing: LinkTiming,
+    pub groups: Arc<dyn RaftGroups>,
+    pub stop: CancellationToken,
+}
+
+struct Inner {
+    options: PeersOptions,
+    links: Mutex<HashMap<BrokerId, PeerLink>>,
+    table: watch::Sender<LinkTable>,
+    heard: Heard,
+    nudges: mpsc::Sender<RaftGroupId>,
+    tasks: TaskTracker,
+}
+
+struct PeerLink {
+    link: Arc<Link>,
+    /// Where the peer is being dialled, while it is wanted.
+    dialling: Option<(String, CancellationToken)>,
+}
+
+/// Cheap to clone; all clones are the same transport.
+#[derive(Clone)]
+pub struct Peers {
+    inner: Arc<Inner>,
+}
+
+impl Peers {
+    /// The transport, and the groups whose replica here should campaign at once because a
+    /// candidate with a shorter log tried to take over.
+    pub fn new(options: PeersOptions) -> (Peers, mpsc::Receiver<RaftGroupId>) {
+        let (nudges, nudged) = mpsc::channel(NUDGES_MAX);
+        let inner = Inner {
+            options,
+            links: Mutex::default(),
+            table: watch::Sender::new(LinkTable::default()),
+            heard: Heard::default(),
+            nudges,
+            tasks: TaskTracker::new(),
+        };
+        (
+            Peers {
+                inner: Arc::new(inner),
+            },
+            nudged,
+        )
+    }
+
+    /// The gRPC service for other brokers.
+    pub fn service(&self) -> PeersServer<PeersService> {
+        PeersServer::new(PeersService {
+            peers: self.clone(),
+        })
+        .max_decoding_message_size(MESSAGE_SIZE_MAX)
+        .max_encoding_message_size(MESSAGE_SIZE_MAX)
+    }
+
+    /// The network of one replica that runs here.
+    pub fn network(&self, group: RaftGroupId, replica: ReplicaId) -> GroupNetwork {
+        GroupNetwork::new(self.clone(), group, replica)
+    }
+
+    /// Connects to exactly these peers, at these addresses; safe to call with the same again.
+    pub fn set_addresses(&self, wanted: &BTreeMap<BrokerId, String>) {
+        let mut links = self.lock();
+        for (broker, peer) in links.iter_mut() {
+            if let Some((address, stop)) = &peer.dialling
+                && wanted.get(broker) != Some(address)
+            {
+                stop.cancel();
+                peer.dialling = None;
+            }
+        }
+        for (broker, address) in wanted {
+            if *broker == self.broker_id() {
+                continue;
+            }
+            let table = &self.inner.table;
+            let peer = links
+                .entry(*broker)
+                .or_insert_with(|| PeerLink::new(*broker, table));
+            if peer.dialling.is_none() {
+                let stop = self.stop_token().child_token();
+                peer.dialling = Some((address.clone(), stop.clone()));
+                let ends = dial::Ends {
+                    from: self.broker_id(),
+                    incarnation: self.incarnation(),
+                    to: *broker,
+                };
+                let timing = self.inner.options.timing;
+                let dial = dial::dial(peer.link.clone(), address.clone(), ends, timing, stop);
+                self.inner.tasks.spawn(dial);
+            }
+        }
+    }
+
+    /// States of all links, whole on every change.
+    pub fn links(&self) -> watch::Receiver<LinkTable> {
+        self.inner.table.subscribe()
+    }
+
+    /// Leaders that have spoken to this process.
+    pub fn heard(&self) -> &Heard {
+        &self.inner.heard
+    }
+
+    /// Waits for all tasks of the transport, which end when its token is cancelled.
+    pub async fn stopped(&self) {
+        self.inner.tasks.close();
+        self.inner.tasks.wait().await;
+    }
+
+    /// The link to a peer; made if it is new, dialled only once it is wanted.
+    fn link(&self, broker: BrokerId) -> Arc<Link> {
+        let table = &self.inner.table;
+        let mut links = self.lock();
+        links
+            .entry(broker)
+            .or_insert_with(|| PeerLink::new(broker, table))
+            .link
+            .clone()
+    }
+
+    /// Whether this broker knows a living leader of the group, other than the candidate's broker.
+    fn leader_is_alive(&self, route: Route, endpoint: &dyn RaftEndpoint) -> bool {
+        if endpoint.is_leader() {
+            return true;
+        }
+        let vote = endpoint.current_vote();
+        let leader = vote.leader_id.voted_for;
+        if !vote.committed || leader.broker_id == route.from.broker_id {
+            return false;
+        }
+        let Some(heard) = self.inner.heard.leader(route.group) else {
+            return false;
+        };
+        let status = self.inner.table.borrow().status(leader.broker_id);
+        heard.term == vote.leader_id.term
+            && heard.broker == leader.broker_id
+            && status.is_up()
+            && status.incarnation == Some(heard.incarnation)
+    }
+
+    /// A full queue means that the driver has as much to do already; its own retries follow.
+    fn nudge(&self, group: RaftGroupId) {
+        let _ = self.inner.nudges.try_send(group);
+    }
+
+    fn groups(&self) -> &dyn RaftGroups {
+        &*self.inner.options.groups
+    }
+
+    fn broker_id(&self) -> BrokerId {
+        self.inner.options.broker_id
+    }
+
+    fn incarnation(&self) -> Uuid {
+        self.inner.options.incarnation
+    }
+
+    fn stop_token(&self) -> &CancellationToken {
+        &self.inner.options.stop
+    }
+
+    fn tasks(&self) -> &TaskTracker {
+        &self.inner.tasks
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<BrokerId, PeerLink>> {
+        self.inner
+            .links
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl PeerLink {
+    fn new(broker: BrokerId, table: &watch::Sender<LinkTable>) -> Self {
+        Self {
+            link: Link::new(broker, table.clone()),
+            dialling: None,
+        }
+    }
+}

@@ -1,0 +1,538 @@
+//! Carries out what `leadership` decides: one task for all groups of the broker, which sleeps while
+//! nothing changes.
+//!
+//! Invariant: level-triggered. Whatever event comes, the group is looked at as it is now; an event
+//! that is late or doubled does no harm.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, BinaryHeap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use chronik_types::id::{BrokerId, RaftGroupId, ReplicaId};
+use rand::Rng;
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::info;
+
+use super::hand_over::hand_over;
+use super::{Assigned, CampaignTiming, GroupEvent, GroupView, LeaderStatus, World};
+use super::{campaign_delay, leader_status};
+use crate::controller_client::ClusterView;
+use crate::metrics::BrokerMetrics;
+use crate::peers::campaign::{elect, greet, held_vote, take_over};
+use crate::peers::{LinkTable, Peers};
+use crate::replica::{Leadership, Replica};
+
+/// Campaigns at the same time.
+const CAMPAIGNS_MAX: usize = 64;
+/// How long one campaign is waited for before the next attempt is considered.
+const CAMPAIGN_TIMEOUT: Duration = Duration::from_millis(150);
+/// Same, where a shorter log was in the way: the first attempt often meets a term that is taken.
+const NUDGED_TIMEOUT: Duration = Duration::from_millis(20);
+/// Leaders given back in one pass, and the time between passes.
+const HAND_BACKS_MAX: usize = 32;
+const HAND_BACK_INTERVAL: Duration = Duration::from_millis(300);
+/// Entries that a preferred leader may be behind when it gets its partition back.
+const HAND_BACK_LAG_MAX: u64 = 64;
+const HAND_BACK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What the driver works with.
+pub struct DriverOptions {
+    pub broker_id: BrokerId,
+    pub timing: CampaignTiming,
+    /// None: leadership stays where it is.
+    pub preferred_leader_delay: Option<Duration>,
+    pub peers: Peers,
+    pub view: watch::Receiver<ClusterView>,
+    pub groups: mpsc::UnboundedReceiver<GroupEvent>,
+    pub nudges: mpsc::Receiver<RaftGroupId>,
+    /// Tells `reporter` which groups this broker leads.
+    pub led: mpsc::UnboundedSender<LedEvent>,
+    pub metrics: BrokerMetrics,
+    /// Set when the broker hands its leadership over in order to stop.
+    pub draining: watch::Receiver<bool>,
+    pub stop: CancellationToken,
+}
+
+/// A change of what this broker leads.
+pub enum LedEvent {
+    Leads(RaftGroupId, Arc<Replica>, Leadership),
+    Follows(RaftGroupId),
+}
+
+struct Group {
+    replica: Arc<Replica>,
+    replicas: Vec<ReplicaId>,
+    leadership: Leadership,
+    status: LeaderStatus,
+    attempts: u32,
+    /// The last leader is certainly gone, so leases need not be waited for.
+    leader_gone: bool,
+    due: Option<Instant>,
+    campaigning: bool,
+    handing_back: bool,
+    stop_watching: CancellationToken,
+}
+
+/// What tasks tell the driver.
+enum TaskEvent {
+    Leadership(RaftGroupId),
+    Campaigned(RaftGroupId),
+    HandedBack(RaftGroupId),
+}
+
+struct Driver {
+    options: DriverOptions,
+    groups: HashMap<RaftGroupId, Group>,
+    due: BinaryHeap<Reverse<(Instant, RaftGroupId)>>,
+    links: LinkTable,
+    up_since: HashMap<BrokerId, Instant>,
+    fenced: BTreeSet<BrokerId>,
+    next_hand_back: Option<Instant>,
+    events: mpsc::UnboundedSender<TaskEvent>,
+    campaigns: Arc<Semaphore>,
+    tasks: TaskTracker,
+}
+
+/// Runs until the token is cancelled.
+pub async fn run(options: DriverOptions) {
+    let (events, mut task_events) = mpsc::unbounded_channel();
+    let mut links = options.peers.links();
+    let mut view = options.view.clone();
+    let stop = options.stop.clone();
+    let mut driver = Driver {
+        options,
+        groups: HashMap::new(),
+        due: BinaryHeap::new(),
+        links: LinkTable::default(),
+        up_since: HashMap::new(),
+        fenced: BTreeSet::new(),
+        next_hand_back: None,
+        events,
+        campaigns: Arc::new(Semaphore::new(CAMPAIGNS_MAX)),
+        tasks: TaskTracker::new(),
+    };
+    driver.links_changed(links.borrow_and_update().clone());
+    driver.view_changed(&view.borrow_and_update().clone());
+    loop {
+        let wake_at = driver.wake_at();
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => break,
+            changed = links.changed() => {
+                if changed.is_err() {
+                    break;
+                }
+                let table = links.borrow_and_update().clone();
+                driver.links_changed(table);
+            }
+            Some(event) = driver.options.groups.recv() => driver.group_event(event),
+            Some(event) = task_events.recv() => driver.task_event(event),
+            Some(group) = driver.options.nudges.recv() => driver.nudged(group),
+            changed = view.changed() => {
+                if changed.is_err() {
+                    break;
+                }
+                let view = view.borrow_and_update().clone();
+                driver.view_changed(&view);
+            }
+            () = sleep_until(wake_at.unwrap_or_else(Instant::now)), if wake_at.is_some() => {
+                driver.timers(Instant::now());
+            }
+        }
+    }
+    for group in driver.groups.values() {
+        group.stop_watching.cancel();
+    }
+    driver.tasks.close();
+    driver.tasks.wait().await;
+}
+
+impl Driver {
+    fn wake_at(&self) -> Option<Instant> {
+        let due = self.due.peek().map(|Reverse((at, _))| *at);
+        [due, self.next_hand_back].into_iter().flatten().min()
+    }
+
+    fn group_event(&mut self, event: GroupEvent) {
+        match event {
+            GroupEvent::Opened(Assigned { group, replicas }, replica) => {
+                let stop_watching = self.options.stop.child_token();
+                self.watch_leadership(group, &replica, stop_watching.clone());
+                let state = Group {
+                    leadership: *replica.leadership().borrow(),
+                    replica,
+                    replicas,
+                    status: LeaderStatus::None,
+                    attempts: 0,
+                    leader_gone: false,
+                    due: None,
+                    campaigning: false,
+                    handing_back: false,
+                    stop_watching,
+                };
+                self.groups.insert(group, state);
+                self.leadership_changed(group);
+            }
+            GroupEvent::Assigned(Assigned { group, replicas }) => {
+                if let Some(state) = self.groups.get_mut(&group) {
+                    state.replicas = replicas;
+                    self.evaluate(group);
+                    self.plan_hand_back(HAND_BACK_INTERVAL);
+                }
+            }
+            GroupEvent::Closed(group) => {
+                if let Some(state) = self.groups.remove(&group) {
+                    state.stop_watching.cancel();
+                    self.options.led.send(LedEvent::Follows(group)).ok();
+                }
+            }
+        }
+    }
+
+    fn watch_leadership(&self, group: RaftGroupId, replica: &Replica, stop: CancellationToken) {
+        let mut leadership = replica.leadership();
+        let events = self.events.clone();
+        self.tasks.spawn(async move {
+            loop {
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    changed = leadership.changed() => if changed.is_err() {
+                        return;
+                    },
+                }
+                leadership.borrow_and_update();
+                if events.send(TaskEvent::Leadership(group)).is_err() {
+                    return;
+                }
+            }
+        });
+    }
+
+    fn task_event(&mut self, event: TaskEvent) {
+        match event {
+            TaskEvent::Leadership(group) => self.leadership_changed(group),
+            TaskEvent::Campaigned(group) => {
+                if let Some(state) = self.groups.get_mut(&group) {
+                    state.campaigning = false;
+                    state.attempts = state.attempts.saturating_add(1);
+                    state.due = None;
+                    self.evaluate(group);
+                }
+            }
+            TaskEvent::HandedBack(group) => {
+                if let Some(state) = self.groups.get_mut(&group) {
+                    state.handing_back = false;
+                }
+            }
+        }
+    }
+
+    fn leadership_changed(&mut self, group: RaftGroupId) {
+        let Some(state) = self.groups.get_mut(&group) else {
+            return;
+        };
+        let before = state.leadership;
+        let now = *state.replica.leadership().borrow();
+        state.leadership = now;
+        if before.is_leader != now.is_leader || before.leader_epoch != now.leader_epoch {
+            if now.is_leader {
+                info!(
+                    raft_group_id = group.0,
+                    leader_epoch = now.leader_epoch.0,
+                    "leads a partition"
+                );
+                self.options.metrics.leaders_elected.inc();
+            } else if before.is_leader {
+                info!(raft_group_id = group.0, "leads a partition no more");
+            }
+        }
+        let event = match now.is_leader {
+            true => LedEvent::Leads(group, state.replica.clone(), now),
+            false => LedEvent::Follows(group),
+        };
+        self.options.led.send(event).ok();
+        if now.is_leader {
+            self.plan_hand_back(self.options.preferred_leader_delay.unwrap_or_default());
+        }
+        self.evaluate(group);
+    }
+
+    fn links_changed(&mut self, table: LinkTable) {
+        let before = std::mem::replace(&mut self.links, table);
+        let now = Instant::now();
+        let mut came_up = Vec::new();
+        for (broker, status) in &self.links.0 {
+            let was = before.status(*broker);
+            if was == *status {
+                continue;
+            }
+            info!(peer = broker.0, state = ?status.state, "the link to a peer changed");
+            if status.is_up() && (!was.is_up() || was.incarnation != status.incarnation) {
+                self.up_since.insert(*broker, now);
+                came_up.push(*broker);
+            }
+            if !status.is_up() {
+                self.up_since.remove(broker);
+            }
+        }
+        for broker in came_up {
+            self.greet(broker);
+        }
+        let groups: Vec<RaftGroupId> = self.groups.keys().copied().collect();
+        for group in groups {
+            self.evaluate(group);
+        }
+        self.plan_hand_back(self.options.preferred_leader_delay.unwrap_or_default());
+    }
+
+    /// A peer can be reached again: it learns who leads, and what it missed is sent at once.
+    fn greet(&self, broker: BrokerId) {
+        let led: Vec<(Arc<Replica>, ReplicaId)> = self
+            .groups
+            .values()
+            .filter(|group| group.leadership.is_leader)
+            .filter_map(|group| {
+                let there = group
+                    .replicas
+                    .iter()
+                    .find(|replica| replica.broker_id == broker)?;
+                Some((group.replica.clone(), *there))
+            })
+            .collect();
+        if !led.is_empty() {
+            self.tasks.spawn(async move {
+                for (replica, follower) in led {
+                    greet(&replica, follower).await;
+                }
+            });
+        }
+    }
+
+    fn view_changed(&mut self, view: &ClusterView) {
+        let fenced: BTreeSet<BrokerId> = if view.connected {
+            let brokers = view.image.brokers.values();
+            brokers
+                .filter(|broker| broker.fenced)
+                .map(|broker| broker.broker_id)
+                .collect()
+        } else {
+            BTreeSet::new()
+        };
+        if fenced != self.fenced {
+            self.fenced = fenced;
+            let groups: Vec<RaftGroupId> = self.groups.keys().copied().collect();
+            for group in groups {
+                self.evaluate(group);
+            }
+        }
+        self.plan_hand_back(HAND_BACK_INTERVAL);
+    }
+
+    /// Another replica with a shorter log tries to take over and cannot win: go ahead of it.
+    fn nudged(&mut self, group: RaftGroupId) {
+        let now = Instant::now();
+        if let Some(state) = self.groups.get_mut(&group)
+            && !state.leadership.is_leader
+            && !state.campaigning
+            && !*self.options.draining.borrow()
+        {
+            state.leader_gone = true;
+            self.campaign(group, NUDGED_TIMEOUT, now);
+        }
+    }
+
+    /// Looks at one group as it is now, and sets when it is to campaign.
+    fn evaluate(&mut self, id: RaftGroupId) {
+        let Some(group) = self.groups.get_mut(&id) else {
+            return;
+        };
+        let vote = held_vote(&group.replica);
+        let view = GroupView {
+            me: group.replica.replica_id(),
+            replicas: &group.replicas,
+            leader: group.leadership.leader,
+            is_leader: group.leadership.is_leader,
+            term: vote.term,
+            voted_for: vote.voted_for,
+            attempts: group.attempts,
+        };
+        let heard = self.options.peers.heard().leader(id);
+        let world = World {
+            links: &self.links,
+            fenced: &self.fenced,
+            heard,
+        };
+        let status = leader_status(&view, &world);
+        let delay = campaign_delay(&view, &world, status, &self.options.timing);
+        let changed = status != std::mem::replace(&mut group.status, status);
+        if matches!(status, LeaderStatus::Me | LeaderStatus::Live) {
+            group.attempts = 0;
+            group.leader_gone = false;
+        }
+        group.leader_gone |= status.is_certainly_gone();
+        let Some(delay) = delay.filter(|_| !group.campaigning && !*self.options.draining.borrow())
+        else {
+            group.due = None;
+            return;
+        };
+        if group.due.is_some() && !changed {
+            return;
+        }
+        // Jitter only where it matters: two replicas that failed against each other.
+        let jitter = match group.attempts {
+            0 => Duration::ZERO,
+            _ => delay.mul_f64(rand::rng().random_range(0.0..0.5)),
+        };
+        let at = Instant::now() + delay + jitter;
+        group.due = Some(at);
+        self.due.push(Reverse((at, id)));
+    }
+
+    fn timers(&mut self, now: Instant) {
+        while let Some(Reverse((at, id))) = self.due.peek().copied()
+            && at <= now
+        {
+            self.due.pop();
+            if self
+                .groups
+                .get(&id)
+                .is_some_and(|group| group.due == Some(at))
+            {
+                // It may have become unnecessary without an event, as when a leader spoke.
+                let before = self.groups.get(&id).map(|group| group.status);
+                self.evaluate(id);
+                let still = self
+                    .groups
+                    .get(&id)
+                    .is_some_and(|group| group.due == Some(at) && Some(group.status) == before);
+                if still {
+                    self.campaign(id, CAMPAIGN_TIMEOUT, now);
+                }
+            }
+        }
+        if self.next_hand_back.is_some_and(|at| at <= now) {
+            self.next_hand_back = None;
+            self.hand_back(now);
+        }
+    }
+
+    fn campaign(&mut self, id: RaftGroupId, limit: Duration, now: Instant) {
+        let Some(group) = self.groups.get_mut(&id) else {
+            return;
+        };
+        group.campaigning = true;
+        group.due = None;
+        let (replica, by_force) = (group.replica.clone(), group.leader_gone);
+        info!(raft_group_id = id.0, status = ?group.status, by_force, "campaigns for a partition");
+        self.options.metrics.campaigns.inc();
+        let (events, campaigns) = (self.events.clone(), self.campaigns.clone());
+        let metrics = self.options.metrics.clone();
+        self.tasks.spawn(async move {
+            let _permit = campaigns.acquire_owned().await;
+            let mut leadership = replica.leadership();
+            let known = *leadership.borrow_and_update();
+            if by_force {
+                take_over(&replica, limit).await;
+            } else {
+                elect(&replica).await;
+            }
+            let decided = leadership.wait_for(|current| {
+                current.leader.is_some() && current.leader_epoch > known.leader_epoch
+            });
+            if let Ok(Ok(current)) = timeout(limit, decided).await
+                && current.is_leader
+            {
+                metrics
+                    .election_seconds
+                    .observe(now.elapsed().as_secs_f64());
+            }
+            events.send(TaskEvent::Campaigned(id)).ok();
+        });
+    }
+
+    fn plan_hand_back(&mut self, delay: Duration) {
+        if self.options.preferred_leader_delay.is_some() && self.next_hand_back.is_none() {
+            self.next_hand_back = Some(Instant::now() + delay);
+        }
+    }
+
+    /// Gives partitions back to their preferred leaders, some at a time.
+    fn hand_back(&mut self, now: Instant) {
+        let Some(delay) = self.options.preferred_leader_delay else {
+            return;
+        };
+        if *self.options.draining.borrow() {
+            return;
+        }
+        let image = self.options.view.borrow().image.clone();
+        let in_sync: HashMap<RaftGroupId, Vec<BrokerId>> = image
+            .topics
+            .values()
+            .flat_map(|topic| &topic.partitions)
+            .filter(|partition| self.groups.contains_key(&partition.raft_group_id))
+            .map(|partition| (partition.raft_group_id, partition.isr.clone()))
+            .collect();
+        let mut count = 0usize;
+        let mut later = None;
+        for (id, group) in &mut self.groups {
+            let Some(preferred) = group.replicas.first().copied() else {
+                continue;
+            };
+            let leads = group.leadership.is_leader && group.leadership.ready;
+            if !leads || group.handing_back || preferred == group.replica.replica_id() {
+                continue;
+            }
+            let broker = preferred.broker_id;
+            let Some(up_since) = self.up_since.get(&broker) else {
+                continue;
+            };
+            if now < *up_since + delay {
+                later =
+                    Some(later.map_or(*up_since + delay, |at: Instant| at.min(*up_since + delay)));
+                continue;
+            }
+            let in_isr = in_sync.get(id).is_some_and(|isr| isr.contains(&broker));
+            if !in_isr || self.fenced.contains(&broker) {
+                // The image changes when that does.
+                continue;
+            }
+            if count == HAND_BACKS_MAX || !is_caught_up(&group.replica, preferred) {
+                later = Some(now + HAND_BACK_INTERVAL);
+                continue;
+            }
+            count = count.saturating_add(1);
+            group.handing_back = true;
+            let (replica, events, id) = (group.replica.clone(), self.events.clone(), *id);
+            info!(
+                raft_group_id = id.0,
+                to = broker.0,
+                "gives a partition back"
+            );
+            self.tasks.spawn(async move {
+                hand_over(&replica, &[preferred], HAND_BACK_TIMEOUT).await;
+                events.send(TaskEvent::HandedBack(id)).ok();
+            });
+        }
+        self.next_hand_back = later;
+    }
+}
+
+fn is_caught_up(replica: &Replica, follower: ReplicaId) -> bool {
+    let Some(progress) = replica.progress() else {
+        return false;
+    };
+    let matched = progress
+        .followers
+        .iter()
+        .find(|other| other.replica == follower);
+    let Some(matched) = matched.and_then(|other| other.matched) else {
+        return false;
+    };
+    progress
+        .last_index
+        .is_none_or(|last| last.saturating_sub(matched) <= HAND_BACK_LAG_MAX)
+}

@@ -1,0 +1,396 @@
+//! Tells the controllers who leads and how the followers are, until the image says the same.
+//!
+//! Invariant: level-triggered: a report is sent while image and reality differ, never because of
+//! how they came to differ; so a lost answer or a refused compare-and-set needs no special care. A
+//! resting partition costs one comparison per scan and no message.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use chronik_proto::v1;
+use chronik_types::cluster_image::{ClusterImage, Partition};
+use chronik_types::id::{BrokerId, PartitionIndex, RaftGroupId, ReplicaId, TopicId};
+use futures::future::BoxFuture;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use super::driver::LedEvent;
+use super::progress::{FollowerState, Followers};
+use crate::controller_client::{ClusterView, ControllerClient, ReportError};
+use crate::metrics::BrokerMetrics;
+use crate::peers::{LinkState, LinkTable};
+use crate::replica::{Leadership, Replica};
+
+/// How often the progress of followers that are not settled is looked at.
+const SCAN_INTERVAL: Duration = Duration::from_millis(250);
+/// Reports in one call.
+const REPORTS_MAX: usize = 1_000;
+/// The same report is sent again after this, doubled each time.
+const RESEND_MIN: Duration = Duration::from_millis(300);
+const RESEND_MAX: Duration = Duration::from_secs(10);
+
+/// What the reporter works with.
+pub struct ReporterOptions {
+    pub broker_id: BrokerId,
+    pub lag_max: Duration,
+    pub client: ControllerClient,
+    pub view: watch::Receiver<ClusterView>,
+    pub links: watch::Receiver<LinkTable>,
+    pub led: mpsc::UnboundedReceiver<LedEvent>,
+    pub metrics: BrokerMetrics,
+    pub stop: CancellationToken,
+}
+
+struct Led {
+    replica: Arc<Replica>,
+    leadership: Leadership,
+    /// Where the partition is in the image; found once.
+    place: Option<(TopicId, PartitionIndex)>,
+    /// Made when the partition is found in the image.
+    followers: Option<(Vec<ReplicaId>, Followers)>,
+    states: BTreeMap<BrokerId, FollowerState>,
+    sent: Option<Sent>,
+}
+
+struct Sent {
+    report: v1::PartitionReport,
+    again_at: Instant,
+    wait: Duration,
+}
+
+type Sending = BoxFuture<'static, Result<Vec<v1::PartitionReportResult>, ReportError>>;
+
+/// Runs until the token is cancelled.
+pub async fn run(mut options: ReporterOptions) {
+    let stop = options.stop.clone();
+    let mut led: HashMap<RaftGroupId, Led> = HashMap::new();
+    let mut sending: Option<Sending> = None;
+    let mut scan_at: Option<Instant> = None;
+    let mut send_at: Option<Instant> = None;
+    loop {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            result = async { sending.as_mut().expect("guarded below").await },
+                if sending.is_some() =>
+            {
+                sending = None;
+                if let Err(error) = result {
+                    debug!(%error, "a report was not decided");
+                    send_at = Some(Instant::now() + RESEND_MIN);
+                    continue;
+                }
+            }
+            Some(event) = options.led.recv() => {
+                take_event(&mut led, event);
+                while let Ok(event) = options.led.try_recv() {
+                    take_event(&mut led, event);
+                }
+                observe(&mut led, &options, true);
+            }
+            changed = options.links.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                observe(&mut led, &options, true);
+            }
+            changed = options.view.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                observe(&mut led, &options, true);
+            }
+            () = sleep_until(scan_at.unwrap_or_else(Instant::now)), if scan_at.is_some() => {
+                scan_at = None;
+                if !observe(&mut led, &options, false) && send_at.is_none() {
+                    scan_at = Some(Instant::now() + SCAN_INTERVAL);
+                    continue;
+                }
+            }
+            () = sleep_until(send_at.unwrap_or_else(Instant::now)),
+                if send_at.is_some() && sending.is_none() => send_at = None,
+        }
+        if sending.is_none() {
+            let (reports, next) = due_reports(&mut led, &options, Instant::now());
+            if reports.is_empty() {
+                send_at = next;
+            } else {
+                options.metrics.reports.inc_by(reports.len() as u64);
+                let client = options.client.clone();
+                sending = Some(Box::pin(async move { client.report(reports).await }));
+            }
+        }
+        if scan_at.is_none() && !led.is_empty() {
+            scan_at = Some(Instant::now() + SCAN_INTERVAL);
+        }
+        options
+            .metrics
+            .partitions_led
+            .set(i64::try_from(led.len()).unwrap_or(i64::MAX));
+    }
+}
+
+fn take_event(led: &mut HashMap<RaftGroupId, Led>, event: LedEvent) {
+    match event {
+        LedEvent::Follows(group) => {
+            led.remove(&group);
+        }
+        LedEvent::Leads(group, replica, leadership) => {
+            let same = led
+                .get(&group)
+                .is_some_and(|led| led.leadership.leader_epoch == leadership.leader_epoch);
+            if !same {
+                let states = BTreeMap::new();
+                let new = Led {
+                    replica,
+                    leadership,
+                    place: None,
+                    followers: None,
+                    states,
+                    sent: None,
+                };
+                led.insert(group, new);
+            }
+        }
+    }
+}
+
+/// Looks at every partition led here, or only at those that are not settled. True: a follower's
+/// state has changed.
+fn observe(led: &mut HashMap<RaftGroupId, Led>, options: &ReporterOptions, all: bool) -> bool {
+    let image = options.view.borrow().image.clone();
+    let links = options.links.borrow().clone();
+    let reachable = |broker: BrokerId| {
+        !matches!(
+            links.status(broker).state,
+            LinkState::Refused | LinkState::Unreachable
+        )
+    };
+    let now = Instant::now();
+    let mut changed = false;
+    for (group, led) in led {
+        let log_end = led.replica.log().last_entry_id().map(|(index, _)| index);
+        if let Some((_, followers)) = &led.followers
+            && !all
+            && followers.is_settled(log_end)
+        {
+            continue;
+        }
+        let Some(progress) = led.replica.progress() else {
+            continue;
+        };
+        let Some(partition) = find(&image, *group, &mut led.place) else {
+            continue;
+        };
+        let assigned = led.followers.as_ref().map(|(replicas, _)| replicas);
+        if assigned != Some(&partition.replicas) {
+            let me = led.replica.replica_id();
+            let others: Vec<ReplicaId> = partition
+                .replicas
+                .iter()
+                .copied()
+                .filter(|replica| *replica != me)
+                .collect();
+            let followers = Followers::new(&others, &partition.isr, options.lag_max, now);
+            led.followers = Some((partition.replicas.clone(), followers));
+        }
+        if let Some((_, followers)) = &mut led.followers {
+            let mut states = followers.observe(&progress, reachable, now);
+            states.insert(options.broker_id, FollowerState::CaughtUp);
+            if states != led.states {
+                led.states = states;
+                changed = true;
+            }
+        }
+    }
+    changed
+}
+
+fn find<'a>(
+    image: &'a ClusterImage,
+    group: RaftGroupId,
+    place: &mut Option<(TopicId, PartitionIndex)>,
+) -> Option<&'a Partition> {
+    if let Some((topic_id, index)) = place
+        && let Some(partition) = image
+            .topic(*topic_id)
+            .and_then(|topic| topic.partition(*index))
+    {
+        return Some(partition);
+    }
+    image.topics.values().find_map(|topic| {
+        let partition = topic.partitions.iter().find(|p| p.raft_group_id == group)?;
+        *place = Some((topic.topic_id, partition.partition));
+        Some(partition)
+    })
+}
+
+/// Reports that are to be sent now, and when the next one is if there are none.
+fn due_reports(
+    led: &mut HashMap<RaftGroupId, Led>,
+    options: &ReporterOptions,
+    now: Instant,
+) -> (Vec<v1::PartitionReport>, Option<Instant>) {
+    let image = options.view.borrow().image.clone();
+    let fenced: BTreeSet<BrokerId> = image
+        .brokers
+        .values()
+        .filter(|b| b.fenced)
+        .map(|b| b.broker_id)
+        .collect();
+    let mut reports = Vec::new();
+    let mut next: Option<Instant> = None;
+    for (group, led) in led {
+        let Some(partition) = find(&image, *group, &mut led.place) else {
+            continue;
+        };
+        if !differs(
+            partition,
+            options.broker_id,
+            led.leadership,
+            &led.states,
+            &fenced,
+        ) {
+            led.sent = None;
+            continue;
+        }
+        let report = report(partition, led.leadership, &led.states);
+        let mut wait = RESEND_MIN;
+        if let Some(sent) = &led.sent
+            && sent.report == report
+        {
+            if now < sent.again_at {
+                next = Some(next.map_or(sent.again_at, |at| at.min(sent.again_at)));
+                continue;
+            }
+            wait = (sent.wait * 2).min(RESEND_MAX);
+        }
+        if reports.len() == REPORTS_MAX {
+            next = Some(now);
+            break;
+        }
+        led.sent = Some(Sent {
+            report: report.clone(),
+            again_at: now + wait,
+            wait,
+        });
+        reports.push(report);
+    }
+    (reports, next)
+}
+
+/// Whether the image says something else than what this leader knows.
+fn differs(
+    partition: &Partition,
+    broker_id: BrokerId,
+    leadership: Leadership,
+    states: &BTreeMap<BrokerId, FollowerState>,
+    fenced: &BTreeSet<BrokerId>,
+) -> bool {
+    if states.is_empty() || partition.leader_epoch > leadership.leader_epoch {
+        // Not looked at yet; or another leader has reported, and Raft will tell us too.
+        return false;
+    }
+    if partition.leader != Some(broker_id) || partition.leader_epoch < leadership.leader_epoch {
+        return true;
+    }
+    let in_sync: BTreeSet<BrokerId> = states
+        .iter()
+        .filter(|(broker, state)| {
+            **broker == broker_id
+                || (**state == FollowerState::CaughtUp && !fenced.contains(broker))
+        })
+        .map(|(broker, _)| *broker)
+        .collect();
+    partition.isr.iter().copied().collect::<BTreeSet<_>>() != in_sync
+}
+
+fn report(
+    partition: &Partition,
+    leadership: Leadership,
+    states: &BTreeMap<BrokerId, FollowerState>,
+) -> v1::PartitionReport {
+    use v1::replica_progress::State;
+    let replicas = states.iter().map(|(broker, state)| {
+        let state = match state {
+            FollowerState::CaughtUp => State::CaughtUp,
+            FollowerState::Lagging => State::Lagging,
+            FollowerState::Unreachable => State::Unreachable,
+        };
+        v1::ReplicaProgress {
+            broker_id: broker.0,
+            state: state.into(),
+        }
+    });
+    v1::PartitionReport {
+        raft_group_id: partition.raft_group_id.0,
+        leader_epoch: leadership.leader_epoch.0,
+        partition_epoch: partition.partition_epoch.0,
+        replicas: replicas.collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use chronik_types::epoch::{LeaderEpoch, PartitionEpoch};
+
+    use super::*;
+    use FollowerState::{CaughtUp, Unreachable};
+
+    fn partition(leader: i32, epoch: i32, isr: &[i32]) -> Partition {
+        Partition {
+            partition: PartitionIndex(0),
+            raft_group_id: RaftGroupId(1),
+            replicas: Vec::new(),
+            isr: isr.iter().copied().map(BrokerId).collect(),
+            leader: Some(BrokerId(leader)),
+            leader_epoch: LeaderEpoch(epoch),
+            partition_epoch: PartitionEpoch(3),
+        }
+    }
+
+    fn check(partition: &Partition, states: &[(i32, FollowerState)], fenced: &[i32]) -> bool {
+        let leadership = Leadership {
+            leader_epoch: LeaderEpoch(5),
+            is_leader: true,
+            ..Default::default()
+        };
+        let states = states
+            .iter()
+            .map(|(broker, state)| (BrokerId(*broker), *state))
+            .collect();
+        let fenced = fenced.iter().copied().map(BrokerId).collect();
+        differs(partition, BrokerId(1), leadership, &states, &fenced)
+    }
+
+    #[test]
+    fn a_report_is_due_while_image_and_reality_differ() {
+        let all = [(1, CaughtUp), (2, CaughtUp), (3, CaughtUp)];
+        let one_gone = [(1, CaughtUp), (2, CaughtUp), (3, Unreachable)];
+        assert!(!check(&partition(1, 5, &[3, 1, 2]), &all, &[]));
+        assert!(
+            check(&partition(1, 4, &[1, 2, 3]), &all, &[]),
+            "a new leader epoch"
+        );
+        assert!(
+            check(&partition(2, 5, &[1, 2, 3]), &all, &[]),
+            "another leader"
+        );
+        assert!(
+            !check(&partition(2, 6, &[1, 2, 3]), &all, &[]),
+            "a newer leader has reported"
+        );
+        assert!(
+            check(&partition(1, 5, &[1, 2, 3]), &one_gone, &[]),
+            "the ISR shrinks"
+        );
+        assert!(check(&partition(1, 5, &[1, 2]), &all, &[]), "the ISR grows");
+        assert!(
+            !check(&partition(1, 5, &[1, 2]), &all, &[3]),
+            "but not by a fenced broker"
+        );
+    }
+}

@@ -1,0 +1,276 @@
+//! Keeps one link connected: dial, say hello, ping, notice silence, dial again.
+//!
+//! Invariant: the published state is `Up` only while frames arrive. A refused connection is told
+//! apart from all other failures, because only it proves that the peer's process is dead.
+
+use std::error::Error;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chronik_proto::v1::peers_client::PeersClient;
+use chronik_proto::{
+    HTTP2_CONNECTION_WINDOW, HTTP2_FRAME_SIZE, HTTP2_STREAM_WINDOW, MESSAGE_SIZE_MAX, v1,
+};
+use chronik_types::id::BrokerId;
+use rand::Rng;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tonic::Streaming;
+use tonic::transport::Endpoint;
+use tracing::{debug, info};
+use uuid::Uuid;
+use v1::peer_message::Message;
+
+use super::link::Link;
+use super::queue::FrameQueue;
+use super::state::LinkState;
+
+/// Timing of links.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LinkTiming {
+    /// Between two pings.
+    pub ping_interval: Duration,
+    /// Without any frame for this long, a connected peer is `Silent`.
+    pub silence: Duration,
+    pub connect_timeout: Duration,
+    /// Between attempts to connect; doubles up to `redial_max`.
+    pub redial_min: Duration,
+    pub redial_max: Duration,
+}
+
+impl Default for LinkTiming {
+    fn default() -> Self {
+        Self {
+            ping_interval: Duration::from_millis(150),
+            silence: Duration::from_millis(1000),
+            connect_timeout: Duration::from_millis(1000),
+            redial_min: Duration::from_millis(50),
+            redial_max: Duration::from_millis(500),
+        }
+    }
+}
+
+/// A silent connection is given up after this many times `silence`.
+const SILENCES_MAX: u32 = 3;
+
+/// The two brokers of a link.
+#[derive(Debug, Clone, Copy)]
+pub struct Ends {
+    pub from: BrokerId,
+    pub incarnation: Uuid,
+    pub to: BrokerId,
+}
+
+/// Why an attempt to connect, or a connection, ended.
+#[derive(Debug, thiserror::Error)]
+enum DialError {
+    #[error("the address is not valid: {0}")]
+    Address(tonic::transport::Error),
+    #[error("connection refused")]
+    Refused,
+    #[error("cannot connect: {0}")]
+    Connect(String),
+    #[error("no answer within {0:?}")]
+    Timeout(Duration),
+    #[error("the stream failed: {0}")]
+    Stream(Box<tonic::Status>),
+    #[error("the peer closed the stream")]
+    Closed,
+    #[error("the peer says it is broker {0}")]
+    WrongBroker(i32),
+    #[error("the peer's hello is missing or not valid")]
+    NoHello,
+    #[error("nothing heard for {0:?}")]
+    Silent(Duration),
+}
+
+/// Runs until `stop`.
+pub async fn dial(
+    link: Arc<Link>,
+    address: String,
+    ends: Ends,
+    timing: LinkTiming,
+    stop: CancellationToken,
+) {
+    let work = async {
+        let mut wait = timing.redial_min;
+        loop {
+            let started = Instant::now();
+            let error = match connect(&address, ends, timing).await {
+                Ok(connection) => {
+                    info!(peer = ends.to.0, address, "connected to a peer");
+                    wait = timing.redial_min;
+                    let error = run(&link, connection, timing).await;
+                    link.disconnected();
+                    link.set_state(LinkState::Connecting);
+                    info!(peer = ends.to.0, error = %error, "lost the connection to a peer");
+                    if started.elapsed() > timing.redial_max {
+                        // Try again at once: whether that is refused tells if the peer is dead.
+                        continue;
+                    }
+                    error
+                }
+                Err(error) => {
+                    let refused = matches!(error, DialError::Refused);
+                    link.set_state(if refused {
+                        LinkState::Refused
+                    } else {
+                        LinkState::Unreachable
+                    });
+                    error
+                }
+            };
+            debug!(peer = ends.to.0, address, error = %error, "not connected to a peer");
+            let jitter = rand::rng().random_range(0.75..1.25);
+            sleep(wait.mul_f64(jitter)).await;
+            wait = (wait * 2).min(timing.redial_max);
+        }
+    };
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = work => {}
+    }
+    link.disconnected();
+    link.set_state(LinkState::Connecting);
+}
+
+struct Dialled {
+    queue: Arc<FrameQueue>,
+    inbound: Streaming<v1::PeerFrame>,
+    incarnation: Uuid,
+}
+
+async fn connect(address: &str, ends: Ends, timing: LinkTiming) -> Result<Dialled, DialError> {
+    let endpoint = Endpoint::from_shared(format!("http://{address}"))
+        .map_err(DialError::Address)?
+        .connect_timeout(timing.connect_timeout)
+        .tcp_nodelay(true)
+        .initial_stream_window_size(HTTP2_STREAM_WINDOW)
+        .initial_connection_window_size(HTTP2_CONNECTION_WINDOW)
+        .max_frame_size(HTTP2_FRAME_SIZE);
+    let exchange = async {
+        let channel = endpoint
+            .connect()
+            .await
+            .map_err(|error| connect_error(&error))?;
+        let mut client = PeersClient::new(channel)
+            .max_decoding_message_size(MESSAGE_SIZE_MAX)
+            .max_encoding_message_size(MESSAGE_SIZE_MAX);
+        let (queue, stream) = FrameQueue::new();
+        let hello = v1::PeerHello {
+            broker_id: ends.from.0,
+            to_broker_id: ends.to.0,
+            incarnation_id: chronik_proto::uuid_bytes(ends.incarnation),
+        };
+        queue
+            .push_control(Message::Hello(hello))
+            .map_err(|_| DialError::Closed)?;
+        let response = client.exchange(stream).await;
+        let mut inbound = response
+            .map_err(|status| DialError::Stream(Box::new(status)))?
+            .into_inner();
+        let frame = next_frame(&mut inbound).await?;
+        let incarnation = check_hello(&frame, ends)?;
+        Ok(Dialled {
+            queue,
+            inbound,
+            incarnation,
+        })
+    };
+    // Twice: once for TCP, once for the hello.
+    let limit = timing.connect_timeout * 2;
+    timeout(limit, exchange)
+        .await
+        .unwrap_or(Err(DialError::Timeout(limit)))
+}
+
+/// Finds the system's own error in what the transport reports.
+fn connect_error(error: &tonic::transport::Error) -> DialError {
+    let mut source: Option<&dyn Error> = error.source();
+    let mut message = error.to_string();
+    while let Some(cause) = source {
+        message = format!("{message}: {cause}");
+        if let Some(io) = cause.downcast_ref::<io::Error>()
+            && io.kind() == io::ErrorKind::ConnectionRefused
+        {
+            return DialError::Refused;
+        }
+        source = cause.source();
+    }
+    DialError::Connect(message)
+}
+
+async fn next_frame(inbound: &mut Streaming<v1::PeerFrame>) -> Result<v1::PeerFrame, DialError> {
+    match inbound.message().await {
+        Ok(Some(frame)) => Ok(frame),
+        Ok(None) => Err(DialError::Closed),
+        Err(status) => Err(DialError::Stream(Box::new(status))),
+    }
+}
+
+fn check_hello(frame: &v1::PeerFrame, ends: Ends) -> Result<Uuid, DialError> {
+    let first = frame
+        .messages
+        .first()
+        .and_then(|message| message.message.as_ref());
+    let Some(Message::Hello(hello)) = first else {
+        return Err(DialError::NoHello);
+    };
+    if hello.broker_id != ends.to.0 {
+        return Err(DialError::WrongBroker(hello.broker_id));
+    }
+    chronik_proto::uuid("incarnation_id", &hello.incarnation_id).map_err(|_| DialError::NoHello)
+}
+
+/// Reads answers and pings until the connection ends.
+async fn run(link: &Link, connection: Dialled, timing: LinkTiming) -> DialError {
+    let Dialled {
+        queue,
+        mut inbound,
+        incarnation,
+    } = connection;
+    link.connected(queue.clone(), incarnation);
+    let mut ping = interval(timing.ping_interval);
+    ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut sequence = 0u64;
+    let mut heard = Instant::now();
+    let mut last_tick = Instant::now();
+    let mut silent = false;
+    loop {
+        tokio::select! {
+            biased;
+            frame = next_frame(&mut inbound) => match frame {
+                Ok(frame) => {
+                    heard = Instant::now();
+                    if silent {
+                        silent = false;
+                        link.set_state(LinkState::Up);
+                    }
+                    link.receive(frame);
+                }
+                Err(error) => return error,
+            },
+            _ = ping.tick() => {
+                let now = Instant::now();
+                if now.duration_since(last_tick) > timing.ping_interval + timing.silence / 2 {
+                    // This process was stopped or starved: that says nothing about the peer.
+                    heard = now;
+                }
+                last_tick = now;
+                let quiet = now.duration_since(heard);
+                if quiet > timing.silence * SILENCES_MAX {
+                    return DialError::Silent(quiet);
+                }
+                if quiet > timing.silence && !silent {
+                    silent = true;
+                    link.set_state(LinkState::Silent);
+                }
+                sequence = sequence.wrapping_add(1);
+                if queue.push_control(Message::Ping(v1::PeerPing { sequence })).is_err() {
+                    return DialError::Closed;
+                }
+            }
+        }
+    }
+}

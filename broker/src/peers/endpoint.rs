@@ -1,0 +1,120 @@
+//! What the transport needs of a replica that runs here: the receiving side of Raft's messages.
+
+use std::sync::Arc;
+
+use chronik_types::id::{RaftGroupId, ReplicaId};
+use futures::future::BoxFuture;
+use futures::stream::{BoxStream, StreamExt};
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::raft::{
+    AppendEntriesRequest, StreamAppendResult, TransferLeaderRequest, TransferLeaderResponse,
+    VoteRequest, VoteResponse,
+};
+
+use crate::replica::Replica;
+use crate::replica::raft_config::{Raft, TypeConfig, Vote};
+use crate::replicas::Replicas;
+
+/// The replica has stopped, and why.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the replica has stopped: {0}")]
+pub struct Stopped(pub String);
+
+pub type AppendRequests = BoxStream<'static, AppendEntriesRequest<TypeConfig>>;
+pub type AppendResults = BoxStream<'static, Result<StreamAppendResult<TypeConfig>, Stopped>>;
+
+/// One replica as its peers reach it.
+pub trait RaftEndpoint: Send + Sync + 'static {
+    fn replica_id(&self) -> ReplicaId;
+    /// Pipelined: an answer for each request, in their order, ended by the first that is not a
+    /// match.
+    fn append_stream(&self, requests: AppendRequests) -> AppendResults;
+    fn heartbeat(
+        &self,
+        request: AppendEntriesRequest<TypeConfig>,
+    ) -> BoxFuture<'static, Result<StreamAppendResult<TypeConfig>, Stopped>>;
+    fn vote(
+        &self,
+        request: VoteRequest<TypeConfig>,
+        pre_vote: bool,
+    ) -> BoxFuture<'static, Result<VoteResponse<TypeConfig>, Stopped>>;
+    fn transfer_leader(
+        &self,
+        request: TransferLeaderRequest<TypeConfig>,
+    ) -> BoxFuture<'static, Result<TransferLeaderResponse<TypeConfig>, Stopped>>;
+    /// The vote that the replica holds now.
+    fn current_vote(&self) -> Vote;
+    /// The replica itself leads now.
+    fn is_leader(&self) -> bool;
+}
+
+/// Finds the replicas of this broker.
+pub trait RaftGroups: Send + Sync + 'static {
+    fn endpoint(&self, group: RaftGroupId) -> Option<Arc<dyn RaftEndpoint>>;
+}
+
+impl RaftGroups for Replicas {
+    fn endpoint(&self, group: RaftGroupId) -> Option<Arc<dyn RaftEndpoint>> {
+        self.get(group)
+            .map(|replica| replica as Arc<dyn RaftEndpoint>)
+    }
+}
+
+fn stopped(error: impl std::fmt::Display) -> Stopped {
+    Stopped(error.to_string())
+}
+
+impl RaftEndpoint for Replica {
+    fn replica_id(&self) -> ReplicaId {
+        Replica::replica_id(self)
+    }
+
+    fn append_stream(&self, requests: AppendRequests) -> AppendResults {
+        let results = self.raft().stream_append(requests);
+        Box::pin(results.map(|result| result.map_err(stopped)))
+    }
+
+    fn heartbeat(
+        &self,
+        request: AppendEntriesRequest<TypeConfig>,
+    ) -> BoxFuture<'static, Result<StreamAppendResult<TypeConfig>, Stopped>> {
+        let raft: Raft = self.raft().clone();
+        Box::pin(async move {
+            let matched = request.prev_log_id;
+            let response = raft.append_entries(request).await.map_err(stopped)?;
+            Ok(response.into_stream_result(matched, matched))
+        })
+    }
+
+    fn vote(
+        &self,
+        request: VoteRequest<TypeConfig>,
+        pre_vote: bool,
+    ) -> BoxFuture<'static, Result<VoteResponse<TypeConfig>, Stopped>> {
+        let raft: Raft = self.raft().clone();
+        Box::pin(async move {
+            let response = if pre_vote {
+                raft.pre_vote(request).await
+            } else {
+                raft.vote(request).await
+            };
+            response.map_err(stopped)
+        })
+    }
+
+    fn transfer_leader(
+        &self,
+        request: TransferLeaderRequest<TypeConfig>,
+    ) -> BoxFuture<'static, Result<TransferLeaderResponse<TypeConfig>, Stopped>> {
+        let raft: Raft = self.raft().clone();
+        Box::pin(async move { raft.handle_transfer_leader(request).await.map_err(stopped) })
+    }
+
+    fn current_vote(&self) -> Vote {
+        self.raft().server_metrics().borrow_watched().vote
+    }
+
+    fn is_leader(&self) -> bool {
+        self.leadership().borrow().is_leader
+    }
+}

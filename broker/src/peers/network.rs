@@ -1,0 +1,328 @@
+//! openraft's network traits over links: what the Raft group of a partition uses to talk to its
+//! other replicas.
+//!
+//! Invariants, each against a trap of the library:
+//! - a session polls its input before it fails, because the library waits out its backoff inside
+//!   the input; failing earlier would make it try again without a pause;
+//! - a session that lost anything ends with an error, because the library waits for an answer
+//!   without a time limit;
+//! - a heartbeat takes one request, answers it and ends.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use chronik_types::id::{RaftGroupId, ReplicaId};
+use futures::stream::{BoxStream, StreamExt, unfold};
+use futures::{Stream, future::BoxFuture};
+use openraft::OptionalSend;
+use openraft::alias::SnapshotOf;
+use openraft::errors::{RPCError, ReplicationClosed, StreamingError, Unreachable};
+use openraft::network::{Backoff, RPCOption, RaftNetworkFactory};
+use openraft::network::{NetBackoff, NetSnapshot, NetStreamAppend, NetTransferLeader, NetVote};
+use openraft::raft::{
+    AppendEntriesRequest, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
+    TransferLeaderResponse, VoteRequest, VoteResponse,
+};
+use tokio::sync::OwnedSemaphorePermit;
+
+use chronik_proto::v1;
+use v1::peer_answer::Answer;
+use v1::peer_request::Request;
+
+use super::Peers;
+use super::codec::{self, Route};
+use super::link::{Link, LinkError, SESSION_APPENDS_MAX, SESSION_BYTES_MAX, Session, SessionEvent};
+use crate::replica::raft_config::{TypeConfig, Vote};
+
+type AppendResult = Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>;
+
+/// Makes the clients of one replica.
+#[derive(Clone)]
+pub struct GroupNetwork {
+    peers: Peers,
+    group: RaftGroupId,
+    from: ReplicaId,
+}
+
+impl GroupNetwork {
+    pub(super) fn new(peers: Peers, group: RaftGroupId, from: ReplicaId) -> Self {
+        Self { peers, group, from }
+    }
+
+    fn client(&self, to: ReplicaId, heartbeat: bool) -> ReplicaClient {
+        let route = Route {
+            group: self.group,
+            from: self.from,
+            to,
+        };
+        ReplicaClient {
+            link: self.peers.link(to.broker_id),
+            route,
+            heartbeat,
+        }
+    }
+}
+
+impl RaftNetworkFactory<TypeConfig> for GroupNetwork {
+    type Network = ReplicaClient;
+
+    async fn new_client(&mut self, target: ReplicaId, _node: &()) -> ReplicaClient {
+        self.client(target, false)
+    }
+
+    async fn new_heartbeat_client(&mut self, target: ReplicaId, _node: &()) -> ReplicaClient {
+        self.client(target, true)
+    }
+}
+
+/// One replica's way to another one of its group.
+pub struct ReplicaClient {
+    link: Arc<Link>,
+    route: Route,
+    /// Used for heartbeats only: they are control messages, coalesced with all others.
+    heartbeat: bool,
+}
+
+fn unreachable(error: &LinkError) -> RPCError<TypeConfig> {
+    RPCError::Unreachable(Unreachable::new(error))
+}
+
+fn invalid(error: &codec::InvalidPeerMessage) -> RPCError<TypeConfig> {
+    RPCError::Unreachable(Unreachable::new(error))
+}
+
+impl NetStreamAppend<TypeConfig> for ReplicaClient {
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        _option: RPCOption,
+    ) -> BoxFuture<'s, Result<BoxStream<'s, AppendResult>, RPCError<TypeConfig>>>
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
+    {
+        let output: BoxStream<'s, AppendResult> = if self.heartbeat {
+            Box::pin(heartbeat(self, input))
+        } else {
+            let replication = Replication {
+                link: &self.link,
+                route: self.route,
+                input,
+                input_open: true,
+                session: None,
+                window: VecDeque::new(),
+                window_bytes: 0,
+                blocked: None,
+            };
+            Box::pin(unfold(Some(replication), |state| async move {
+                let mut replication = state?;
+                let result = replication.next().await?;
+                let goes_on = matches!(result, Ok(Ok(_)));
+                Some((result, goes_on.then_some(replication)))
+            }))
+        };
+        Box::pin(async move { Ok(output) })
+    }
+}
+
+fn heartbeat<'s, S>(
+    client: &'s ReplicaClient,
+    mut input: S,
+) -> impl Stream<Item = AppendResult> + 's
+where
+    S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Unpin + 'static,
+{
+    futures::stream::once(async move {
+        let request = input.next().await?;
+        let wire = Request::Heartbeat(codec::heartbeat_to_wire(&request));
+        Some(match client.link.request(client.route, wire).await {
+            Ok(Answer::Heartbeat(outcome)) => {
+                codec::outcome_from_wire(Some(outcome)).map_err(|error| invalid(&error))
+            }
+            Ok(_) => Err(invalid(&codec::InvalidPeerMessage::Missing("heartbeat"))),
+            Err(error) => Err(unreachable(&error)),
+        })
+    })
+    .filter_map(std::future::ready)
+}
+
+/// One pipelined replication session: appends go out while the window has room, and answers come
+/// back in their order.
+struct Replication<'s, S> {
+    link: &'s Arc<Link>,
+    route: Route,
+    input: S,
+    input_open: bool,
+    /// Opened when there is something to send.
+    session: Option<Session>,
+    /// Sizes of unanswered appends, oldest first, with what they hold of the link's budget.
+    window: VecDeque<(usize, OwnedSemaphorePermit)>,
+    window_bytes: usize,
+    /// An append that waits for the window or for the link's budget.
+    blocked: Option<(v1::AppendEntries, usize)>,
+}
+
+impl<S> Replication<'_, S>
+where
+    S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Unpin,
+{
+    /// The next answer. None when all input is answered.
+    async fn next(&mut self) -> Option<AppendResult> {
+        loop {
+            if let Some((_, size)) = &self.blocked
+                && self.has_room(*size)
+            {
+                let size = *size;
+                let permit = tokio::select! {
+                    biased;
+                    event = receive(&mut self.session) => return Some(self.answered(event)),
+                    permit = self.link.reserve(size) => permit,
+                };
+                if let Err(error) = permit.and_then(|permit| self.send(permit)) {
+                    return Some(Err(unreachable(&error)));
+                }
+                continue;
+            }
+            let may_read = self.input_open && self.blocked.is_none();
+            if !may_read && self.window.is_empty() {
+                return None;
+            }
+            tokio::select! {
+                biased;
+                event = receive(&mut self.session) => return Some(self.answered(event)),
+                request = self.input.next(), if may_read => match request {
+                    None => self.input_open = false,
+                    Some(request) => {
+                        if let Err(error) = self.accept(request) {
+                            return Some(Err(unreachable(&error)));
+                        }
+                    }
+                },
+            }
+        }
+    }
+
+    fn has_room(&self, size: usize) -> bool {
+        self.window.is_empty()
+            || (self.window.len() < SESSION_APPENDS_MAX
+                && self.window_bytes.saturating_add(size) <= SESSION_BYTES_MAX)
+    }
+
+    fn accept(&mut self, request: AppendEntriesRequest<TypeConfig>) -> Result<(), LinkError> {
+        let session = match &self.session {
+            Some(session) => session,
+            None => self.session.insert(self.link.open_session(self.route)?),
+        };
+        self.blocked = Some(codec::append_to_wire(session.id(), request));
+        Ok(())
+    }
+
+    fn send(&mut self, permit: OwnedSemaphorePermit) -> Result<(), LinkError> {
+        let broken = LinkError::Broken(self.route.to.broker_id);
+        let session = self.session.as_ref().ok_or(broken.clone())?;
+        let (append, size) = self.blocked.take().ok_or(broken)?;
+        session.send(append, size)?;
+        self.window.push_back((size, permit));
+        self.window_bytes = self.window_bytes.saturating_add(size);
+        Ok(())
+    }
+
+    fn answered(&mut self, event: SessionEvent) -> AppendResult {
+        match event {
+            SessionEvent::Error(error) => Err(unreachable(&error)),
+            SessionEvent::Answer(outcome) => {
+                let Some((size, _permit)) = self.window.pop_front() else {
+                    return Err(invalid(&codec::InvalidPeerMessage::Missing("append")));
+                };
+                self.window_bytes = self.window_bytes.saturating_sub(size);
+                codec::outcome_from_wire(outcome).map_err(|error| invalid(&error))
+            }
+        }
+    }
+}
+
+/// The session's next event; waits for ever while there is no session.
+async fn receive(session: &mut Option<Session>) -> SessionEvent {
+    match session {
+        Some(session) => session.receive().await,
+        None => std::future::pending().await,
+    }
+}
+
+impl NetVote<TypeConfig> for ReplicaClient {
+    async fn vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        _option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        self.ask_vote(Request::Vote(codec::vote_request_to_wire(&rpc)))
+            .await
+    }
+
+    async fn pre_vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        _option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        self.ask_vote(Request::PreVote(codec::vote_request_to_wire(&rpc)))
+            .await
+    }
+}
+
+impl ReplicaClient {
+    async fn ask_vote(
+        &self,
+        request: Request,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        match self.link.request(self.route, request).await {
+            Ok(Answer::Vote(answer)) => {
+                codec::vote_answer_from_wire(answer).map_err(|error| invalid(&error))
+            }
+            Ok(_) => Err(invalid(&codec::InvalidPeerMessage::Missing("vote"))),
+            Err(error) => Err(unreachable(&error)),
+        }
+    }
+}
+
+impl NetTransferLeader<TypeConfig> for ReplicaClient {
+    async fn transfer_leader(
+        &mut self,
+        request: TransferLeaderRequest<TypeConfig>,
+        _option: RPCOption,
+    ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let wire = Request::TransferLeader(codec::transfer_to_wire(&request));
+        match self.link.request(self.route, wire).await {
+            Ok(Answer::TransferLeader(answer)) => {
+                codec::transfer_answer_from_wire(&request, answer).map_err(|error| invalid(&error))
+            }
+            Ok(_) => Err(invalid(&codec::InvalidPeerMessage::Missing(
+                "transfer_leader",
+            ))),
+            Err(error) => Err(unreachable(&error)),
+        }
+    }
+}
+
+/// Raft's log is the data and is never purged behind a follower, so no snapshot is ever sent.
+#[derive(Debug, thiserror::Error)]
+#[error("partitions are not copied by snapshot")]
+struct NoSnapshots;
+
+impl NetSnapshot<TypeConfig> for ReplicaClient {
+    type SnapshotData = bytes::Bytes;
+
+    async fn full_snapshot(
+        &mut self,
+        _vote: Vote,
+        _snapshot: SnapshotOf<TypeConfig, bytes::Bytes>,
+        _cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        _option: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        Err(StreamingError::Unreachable(Unreachable::new(&NoSnapshots)))
+    }
+}
+
+impl NetBackoff<TypeConfig> for ReplicaClient {
+    fn backoff(&self) -> Option<Backoff> {
+        None
+    }
+}

@@ -1,0 +1,419 @@
+//! The receiving side of the Raft transport: reads one peer's frames and hands each message to the
+//! replica that it is meant for.
+//!
+//! Invariant: a message for a replica that does not run here is answered with an error, so that its
+//! sender's session ends instead of waiting. Messages of one session reach Raft in the order they
+//! were sent. No message waits for another group's replica.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use chronik_proto::v1;
+use chronik_proto::v1::peers_server::Peers as PeersApi;
+use chronik_types::id::BrokerId;
+use futures::future::BoxFuture;
+use futures::stream::{BoxStream, FuturesUnordered, StreamExt};
+use openraft::raft::VoteResponse;
+use prost::Message as _;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+use tracing::{debug, warn};
+use uuid::Uuid;
+use v1::peer_answer::Answer;
+use v1::peer_error::Code;
+use v1::peer_message::Message;
+use v1::peer_request::Request as RaftRequest;
+
+use super::Peers;
+use super::codec::{self, InvalidPeerMessage, Route};
+use super::endpoint::{RaftEndpoint, Stopped};
+use super::queue::FrameQueue;
+use crate::replica::raft_config::TypeConfig;
+
+/// Appends of one session that its replica has not taken yet; more than any sender's window.
+const SESSION_QUEUE_MAX: usize = 64;
+/// Requests of one peer that are being answered; above it, nothing more is read from the peer.
+const REQUESTS_MAX: usize = 8192;
+/// Sessions of one peer: one per group that it leads and this broker follows.
+const SESSIONS_MAX: usize = 100_000;
+
+type AppendRequest = openraft::raft::AppendEntriesRequest<TypeConfig>;
+
+/// The gRPC service.
+pub struct PeersService {
+    pub(super) peers: Peers,
+}
+
+#[tonic::async_trait]
+impl PeersApi for PeersService {
+    type ExchangeStream = BoxStream<'static, Result<v1::PeerFrame, Status>>;
+
+    async fn exchange(
+        &self,
+        request: Request<Streaming<v1::PeerFrame>>,
+    ) -> Result<Response<Self::ExchangeStream>, Status> {
+        let (queue, stream) = FrameQueue::new();
+        let peers = self.peers.clone();
+        let inbound = request.into_inner();
+        let serve = async move {
+            let stop = peers.stop_token().clone();
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = serve(peers, inbound, queue.clone()) => {}
+            }
+            queue.close();
+        };
+        self.peers.tasks().spawn(serve);
+        Ok(Response::new(Box::pin(stream.map(Ok))))
+    }
+}
+
+/// Serves one peer's stream until it ends.
+async fn serve(peers: Peers, mut inbound: Streaming<v1::PeerFrame>, queue: Arc<FrameQueue>) {
+    let mut inbound_peer: Option<InboundPeer> = None;
+    let mut requests: FuturesUnordered<BoxFuture<'static, v1::PeerAnswer>> =
+        FuturesUnordered::new();
+    loop {
+        tokio::select! {
+            biased;
+            Some(answer) = requests.next(), if !requests.is_empty() => {
+                if queue.push_control(Message::Answer(answer)).is_err() {
+                    return;
+                }
+            }
+            frame = inbound.message(), if requests.len() < REQUESTS_MAX => {
+                let frame = match frame {
+                    Ok(Some(frame)) => frame,
+                    Ok(None) => return,
+                    Err(status) => {
+                        debug!(error = %status, "a peer's stream ended");
+                        return;
+                    }
+                };
+                let frame_size = frame.encoded_len();
+                for message in frame.messages {
+                    let Some(message) = message.message else { continue };
+                    match &mut inbound_peer {
+                        None => match hello(&peers, message, &queue) {
+                            Some(peer) => inbound_peer = Some(peer),
+                            None => return,
+                        },
+                        Some(peer) => peer.receive(message, frame_size, &mut requests),
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The first message of a stream. None: the stream is of no use and ends.
+fn hello(peers: &Peers, message: Message, queue: &Arc<FrameQueue>) -> Option<InboundPeer> {
+    let Message::Hello(hello) = message else {
+        warn!("a peer's stream does not begin with hello; closed");
+        return None;
+    };
+    if hello.to_broker_id != peers.broker_id().0 {
+        warn!(
+            broker_id = peers.broker_id().0,
+            meant = hello.to_broker_id,
+            from = hello.broker_id,
+            "a peer looks for another broker at this address; check rpc-advertised"
+        );
+        return None;
+    }
+    let incarnation = chronik_proto::uuid("incarnation_id", &hello.incarnation_id).ok()?;
+    let answer = v1::PeerHello {
+        broker_id: peers.broker_id().0,
+        to_broker_id: hello.broker_id,
+        incarnation_id: chronik_proto::uuid_bytes(peers.incarnation()),
+    };
+    queue.push_control(Message::Hello(answer)).ok()?;
+    Some(InboundPeer {
+        peers: peers.clone(),
+        broker: BrokerId(hello.broker_id),
+        incarnation,
+        queue: queue.clone(),
+        sessions: HashMap::new(),
+    })
+}
+
+/// One connected peer that sends to this broker.
+struct InboundPeer {
+    peers: Peers,
+    broker: BrokerId,
+    incarnation: Uuid,
+    queue: Arc<FrameQueue>,
+    sessions: HashMap<u64, mpsc::Sender<AppendRequest>>,
+}
+
+impl InboundPeer {
+    /// A failed push needs no care here: the queue is closed, and so the connection ends.
+    fn receive(
+        &mut self,
+        message: Message,
+        frame_size: usize,
+        requests: &mut FuturesUnordered<BoxFuture<'static, v1::PeerAnswer>>,
+    ) {
+        match message {
+            Message::Ping(ping) => {
+                let pong = v1::PeerPong {
+                    sequence: ping.sequence,
+                };
+                let _ = self.queue.push_control(Message::Pong(pong));
+            }
+            Message::SessionOpen(open) => self.open_session(open),
+            Message::Append(append) => self.append(append, frame_size),
+            Message::SessionClose(close) => {
+                self.sessions.remove(&close.session_id);
+            }
+            Message::Request(request) => requests.push(self.request(request)),
+            Message::Hello(_)
+            | Message::Pong(_)
+            | Message::AppendAnswer(_)
+            | Message::SessionError(_)
+            | Message::Answer(_) => {
+                warn!(
+                    peer = self.broker.0,
+                    "a peer sent a message of the wrong direction"
+                );
+            }
+        }
+    }
+
+    fn open_session(&mut self, open: v1::AppendSessionOpen) {
+        let id = open.session_id;
+        let (route, endpoint) = match self.endpoint(open.route) {
+            Ok(found) => found,
+            Err(error) => return self.session_error(id, error),
+        };
+        if self.sessions.len() >= SESSIONS_MAX {
+            let error = peer_error(Code::Overloaded, "too many sessions");
+            return self.session_error(id, error);
+        }
+        let (sender, receiver) = mpsc::channel(SESSION_QUEUE_MAX);
+        self.sessions.insert(id, sender);
+        let answers = Answers {
+            peers: self.peers.clone(),
+            broker: self.broker,
+            incarnation: self.incarnation,
+            queue: self.queue.clone(),
+            route,
+            endpoint,
+        };
+        self.peers.tasks().spawn(answers.run(id, receiver));
+    }
+
+    fn append(&mut self, append: v1::AppendEntries, frame_size: usize) {
+        let id = append.session_id;
+        let request = match codec::append_from_wire(append, frame_size) {
+            Ok(request) => request,
+            Err(error) => return self.session_invalid(id, &error),
+        };
+        let error = match self
+            .sessions
+            .get(&id)
+            .map(|session| session.try_send(request))
+        {
+            Some(Ok(())) => return,
+            None | Some(Err(mpsc::error::TrySendError::Closed(_))) => {
+                peer_error(Code::Stopped, "the session has ended")
+            }
+            Some(Err(mpsc::error::TrySendError::Full(_))) => {
+                peer_error(Code::Overloaded, "more appends than a window may have")
+            }
+        };
+        self.session_error(id, error);
+    }
+
+    fn session_invalid(&mut self, id: u64, error: &InvalidPeerMessage) {
+        warn!(peer = self.broker.0, %error, "a peer sent an append that makes no sense");
+        self.session_error(id, peer_error(Code::Invalid, &error.to_string()));
+    }
+
+    fn session_error(&mut self, session_id: u64, error: v1::PeerError) {
+        self.sessions.remove(&session_id);
+        let error = v1::AppendSessionError {
+            session_id,
+            error: Some(error),
+        };
+        let _ = self.queue.push_bulk(Message::SessionError(error), 0);
+    }
+
+    /// The replica that a message is meant for, if it runs here under exactly that id.
+    fn endpoint(
+        &self,
+        route: Option<v1::RaftRoute>,
+    ) -> Result<(Route, Arc<dyn RaftEndpoint>), v1::PeerError> {
+        let route =
+            codec::route(route).map_err(|error| peer_error(Code::Invalid, &error.to_string()))?;
+        if route.from.broker_id != self.broker {
+            return Err(peer_error(
+                Code::Invalid,
+                "the sender is not the connected broker",
+            ));
+        }
+        match self.peers.groups().endpoint(route.group) {
+            Some(endpoint) if endpoint.replica_id() == route.to => Ok((route, endpoint)),
+            _ => Err(peer_error(Code::UnknownReplica, "")),
+        }
+    }
+
+    fn request(&self, request: v1::PeerRequest) -> BoxFuture<'static, v1::PeerAnswer> {
+        let request_id = request.request_id;
+        let answer = match self.endpoint(request.route) {
+            Err(error) => Box::pin(std::future::ready(Answer::Error(error))),
+            Ok((route, endpoint)) => match request.request {
+                None => invalid(InvalidPeerMessage::Missing("request")),
+                Some(request) => self.dispatch(route, endpoint, request),
+            },
+        };
+        Box::pin(async move {
+            v1::PeerAnswer {
+                request_id,
+                answer: Some(answer.await),
+            }
+        })
+    }
+
+    fn dispatch(
+        &self,
+        route: Route,
+        endpoint: Arc<dyn RaftEndpoint>,
+        request: RaftRequest,
+    ) -> BoxFuture<'static, Answer> {
+        match request {
+            RaftRequest::Heartbeat(wire) => match codec::heartbeat_from_wire(wire) {
+                Err(error) => invalid(error),
+                Ok(request) => {
+                    let (peers, broker, incarnation) =
+                        (self.peers.clone(), self.broker, self.incarnation);
+                    Box::pin(async move {
+                        let result = endpoint.heartbeat(request).await;
+                        if matches!(result, Ok(Ok(_))) {
+                            peers
+                                .heard()
+                                .record(route.group, &*endpoint, broker, incarnation);
+                        }
+                        answer(result, |result| {
+                            Answer::Heartbeat(codec::outcome_to_wire(&result))
+                        })
+                    })
+                }
+            },
+            RaftRequest::Vote(wire) => self.vote(route, endpoint, wire, false),
+            RaftRequest::PreVote(wire) => self.vote(route, endpoint, wire, true),
+            RaftRequest::TransferLeader(wire) => match codec::transfer_from_wire(wire) {
+                Err(error) => invalid(error),
+                Ok(request) => Box::pin(async move {
+                    answer(endpoint.transfer_leader(request).await, |response| {
+                        Answer::TransferLeader(codec::transfer_answer_to_wire(&response))
+                    })
+                }),
+            },
+        }
+    }
+
+    fn vote(
+        &self,
+        route: Route,
+        endpoint: Arc<dyn RaftEndpoint>,
+        wire: v1::RaftVoteRequest,
+        pre_vote: bool,
+    ) -> BoxFuture<'static, Answer> {
+        let request = match codec::vote_request_from_wire(wire) {
+            Ok(request) => request,
+            Err(error) => return invalid(error),
+        };
+        let peers = self.peers.clone();
+        Box::pin(async move {
+            if pre_vote && peers.leader_is_alive(route, &*endpoint) {
+                // The group rests, so its lease has run out; but its leader's broker is connected
+                // here, and that is the lease of a resting group.
+                let refused = VoteResponse::new(endpoint.current_vote(), None, false);
+                return Answer::Vote(codec::vote_answer_to_wire(&refused));
+            }
+            let candidate_last = request.last_log_id;
+            let takes_over = request.leadership_transfer;
+            let result = endpoint.vote(request, pre_vote).await;
+            if let Ok(response) = &result
+                && takes_over
+                && !response.vote_granted
+                && response.last_log_id > candidate_last
+            {
+                // The candidate cannot win against this longer log: campaign now instead of when
+                // this replica's turn comes.
+                peers.nudge(route.group);
+            }
+            answer(result, |response| {
+                Answer::Vote(codec::vote_answer_to_wire(&response))
+            })
+        })
+    }
+}
+
+/// Turns Raft's results of one session into answers.
+struct Answers {
+    peers: Peers,
+    broker: BrokerId,
+    incarnation: Uuid,
+    queue: Arc<FrameQueue>,
+    route: Route,
+    endpoint: Arc<dyn RaftEndpoint>,
+}
+
+impl Answers {
+    async fn run(self, session_id: u64, requests: mpsc::Receiver<AppendRequest>) {
+        let requests = ReceiverStream::new(requests).boxed();
+        let mut results = self.endpoint.append_stream(requests);
+        let mut recorded = false;
+        while let Some(result) = results.next().await {
+            let result = match result {
+                Ok(result) => result,
+                Err(Stopped(why)) => return self.error(session_id, &why),
+            };
+            if !recorded && result.is_ok() {
+                recorded = true;
+                let (broker, incarnation) = (self.broker, self.incarnation);
+                self.peers
+                    .heard()
+                    .record(self.route.group, &*self.endpoint, broker, incarnation);
+            }
+            let outcome = Some(codec::outcome_to_wire(&result));
+            let answer = Message::AppendAnswer(v1::AppendAnswer {
+                session_id,
+                outcome,
+            });
+            if self.queue.push_bulk(answer, 0).is_err() || result.is_err() {
+                return;
+            }
+        }
+        // Either the sender closed the session and ignores this, or it must know.
+        self.error(session_id, "the replica ended the session");
+    }
+
+    fn error(&self, session_id: u64, why: &str) {
+        let error = Some(peer_error(Code::Stopped, why));
+        let error = Message::SessionError(v1::AppendSessionError { session_id, error });
+        let _ = self.queue.push_bulk(error, 0);
+    }
+}
+
+fn peer_error(code: Code, message: &str) -> v1::PeerError {
+    v1::PeerError {
+        code: code.into(),
+        message: message.to_owned(),
+    }
+}
+
+fn invalid(error: InvalidPeerMessage) -> BoxFuture<'static, Answer> {
+    let error = peer_error(Code::Invalid, &error.to_string());
+    Box::pin(std::future::ready(Answer::Error(error)))
+}
+
+fn answer<T>(result: Result<T, Stopped>, to_wire: impl FnOnce(T) -> Answer) -> Answer {
+    match result {
+        Ok(value) => to_wire(value),
+        Err(Stopped(why)) => Answer::Error(peer_error(Code::Stopped, &why)),
+    }
+}

@@ -1,0 +1,49 @@
+//! What this broker knows of the way to each of its peers.
+
+use std::collections::BTreeMap;
+
+use chronik_types::id::BrokerId;
+use uuid::Uuid;
+
+/// The state of the link to one peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LinkState {
+    /// No attempt has succeeded or failed yet.
+    Connecting,
+    Up,
+    /// Connected, but nothing was heard for a while: the peer may be stopped or cut off.
+    Silent,
+    /// Attempts to connect fail in a way that says nothing about the peer's process.
+    Unreachable,
+    /// The peer's machine answered that nobody listens: the process is dead.
+    Refused,
+}
+
+/// The state of a link, and which process of the peer it last reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LinkStatus {
+    pub state: LinkState,
+    /// Another incarnation than before means that the peer was restarted.
+    pub incarnation: Option<Uuid>,
+}
+
+impl LinkStatus {
+    pub const UNKNOWN: LinkStatus = LinkStatus {
+        state: LinkState::Connecting,
+        incarnation: None,
+    };
+
+    pub fn is_up(&self) -> bool {
+        self.state == LinkState::Up
+    }
+}
+
+/// The states of all links, published whole on every change.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LinkTable(pub BTreeMap<BrokerId, LinkStatus>);
+
+impl LinkTable {
+    pub fn status(&self, broker: BrokerId) -> LinkStatus {
+        self.0.get(&broker).copied().unwrap_or(LinkStatus::UNKNOWN)
+    }
+}
