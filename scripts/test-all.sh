@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# `make test-all`: all of `make test`, then what takes longer or needs more of the machine: traces
+# read back from a real Jaeger, and the container images with the compose file. Needs root for the
+# container engine.
+#
+# Its last line is `N passed, N failed`, over both parts.
+set -uo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck source=scripts/stages.sh
+. "$root/scripts/stages.sh"
+cd "$root"
+
+# The lines of `make test` are shown as they come; its last one is added to ours.
+make_test() {
+    local log line
+    log=$(mktemp)
+    scripts/test.sh 2>&1 | tee "$log"
+    line=$(grep -E '^[0-9]+ passed, [0-9]+ failed$' "$log" | tail -n 1)
+    rm -f "$log"
+    if [ -z "$line" ]; then
+        failed=$((failed + 1))
+        printf '!!! make test did not reach its end\n'
+        return
+    fi
+    passed=$((passed + ${line%% passed*}))
+    line=${line##*, }
+    failed=$((failed + ${line%% failed*}))
+}
+
+stage "make test" make_test
+stage "Jaeger" check scripts/install-test-tools.sh jaeger
+stage "container engine" check scripts/install-test-tools.sh containers
+stage "long tests" cargo_tests cargo test --release --locked --no-fail-fast \
+    -p chronik-tests --test long -- --test-threads=1
+summary

@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# What every change must pass (`make test`): formatting, lints, unit and property tests, then the
+# end-to-end tests with real clients against real clusters. Nothing is skipped: what a test needs is
+# installed first, and what cannot be installed fails.
+#
+# Its last line is `N passed, N failed`, added up over all runners; a stage that cannot even run
+# counts as one failure.
+set -uo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck source=scripts/stages.sh
+. "$root/scripts/stages.sh"
+cd "$root"
+
+stage "test tools" check scripts/install-test-tools.sh
+stage "build" check cargo build --release --locked "${product[@]}"
+stage "format" check cargo fmt --all --check
+stage "lints" check cargo clippy --release --locked --workspace --all-targets -- -D warnings
+stage "unit and property tests" cargo_tests cargo test --release --locked --no-fail-fast \
+    --workspace --exclude chronik-tests
+stage "end-to-end tests" cargo_tests cargo test --release --locked --no-fail-fast \
+    -p chronik-tests --lib --test it -- --test-threads="${CHRONIK_TEST_THREADS:-2}"
+summary

@@ -1,0 +1,115 @@
+//! Static stability: with every controller down, records flow, and brokers and gateways restart.
+
+use std::time::Duration;
+
+use chronik_tests::cluster::Cluster;
+use chronik_tests::ledger::{Produced, produce};
+use serde_json::json;
+
+const DEADLINE: Duration = Duration::from_secs(120);
+const RECORDS: u64 = 30_000;
+
+fn fill(cluster: &Cluster, topic: &str) -> Produced {
+    let arguments = ["-partitions", "6", "-records", "30000", "-timeout", "100s"];
+    let produced = produce(cluster, topic, &arguments, DEADLINE);
+    produced.assert_all_acked(RECORDS);
+    produced
+}
+
+#[test]
+fn records_flow_and_processes_restart_while_every_controller_is_down() {
+    let mut cluster = Cluster::start("no-controllers");
+    let rest = cluster.rest();
+    let topics = [
+        "before",
+        "without",
+        "broker-restarted",
+        "gateway-restarted",
+        "leader-killed",
+    ];
+    for topic in topics {
+        rest.create_topic(topic, 6, 3, json!({}));
+        rest.wait_until_healthy(topic, DEADLINE);
+    }
+    let mut filled = vec![fill(&cluster, "before")];
+    let controllers = ["controller-1", "controller-2", "controller-3"];
+    for controller in controllers {
+        cluster.kill_9(controller);
+    }
+    filled.push(fill(&cluster, "without"));
+
+    cluster.kill_9("broker-2");
+    cluster.start_service("broker-2");
+    cluster.wait_until_ready("broker-2", DEADLINE);
+    filled.push(fill(&cluster, "broker-restarted"));
+
+    cluster.kill_9("gateway-1");
+    cluster.start_service("gateway-1");
+    cluster.wait_until_ready("gateway-1", DEADLINE);
+    filled.push(fill(&cluster, "gateway-restarted"));
+
+    // Leaders move by Raft alone; the gateway learns of it from the brokers.
+    cluster.kill_9("broker-1");
+    filled.push(fill(&cluster, "leader-killed"));
+    for produced in &filled {
+        produced.verify(&cluster);
+    }
+
+    cluster.start_service("broker-1");
+    for controller in controllers {
+        cluster.start_service(controller);
+    }
+    for topic in topics {
+        rest.wait_until_healthy(topic, DEADLINE);
+    }
+    for produced in &filled {
+        produced.verify(&cluster);
+    }
+    cluster.assert_no_panic();
+    cluster.stop();
+}
+
+#[test]
+fn a_controller_leader_that_dies_is_invisible_to_records() {
+    let mut cluster = Cluster::start("controller-leader");
+    let rest = cluster.rest();
+    rest.create_topic("steady", 6, 3, json!({}));
+    rest.wait_until_healthy("steady", DEADLINE);
+    let production = chronik_tests::ledger::Production::start(
+        &cluster,
+        "steady",
+        &[
+            "-partitions",
+            "6",
+            "-records",
+            "200000",
+            "-rate",
+            "25000",
+            "-timeout",
+            "100s",
+        ],
+    );
+    production.wait_until_acked(50_000, DEADLINE);
+    let leader = chronik_tests::wait::wait_for("a controller leader", DEADLINE, || {
+        rest.get("/v1/cluster")?["controller_leader"]
+            .as_u64()
+            .ok_or_else(|| "none".to_owned())
+    });
+    let name = format!("controller-{leader}");
+    cluster.kill_9(&name);
+    // Metadata can be written again soon: the other two elect.
+    chronik_tests::wait::wait_for("a topic to be created by the others", DEADLINE, || {
+        let body = json!({"name": "later", "partition_count": 3, "replication_factor": 3});
+        match rest.ask(reqwest::Method::POST, "/v1/topics", Some(&body)) {
+            Some(answer) if answer.status < 300 || answer.status == 409 => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    });
+    cluster.start_service(&name);
+    let produced = production.finish(DEADLINE);
+    produced.assert_all_acked(200_000);
+    produced.verify(&cluster);
+    rest.wait_until_healthy("later", DEADLINE);
+    cluster.assert_no_panic();
+    cluster.stop();
+}

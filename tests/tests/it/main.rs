@@ -1,0 +1,17 @@
+//! The end-to-end tier of `make test`: one binary, a module per behaviour.
+//!
+//! Invariant: every test starts what it needs itself, on free ports, and none depends on another.
+
+mod layering;
+mod tidy;
+
+mod admin;
+mod clients;
+mod groups;
+mod lessons;
+mod malformed;
+
+mod controllers_down;
+mod durability;
+mod failover;
+mod figures;
