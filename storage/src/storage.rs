@@ -90,6 +90,7 @@ struct Owner {
     core: Arc<Core>,
     logs: Arc<Logs>,
     storage_id: Uuid,
+    /// The WAL thread, then the flusher.
     threads: Mutex<Vec<JoinHandle<()>>>,
     /// Released when both threads have ended.
     lock: Mutex<Option<LockGuard>>,
@@ -257,13 +258,24 @@ impl Storage {
 
 impl Owner {
     fn stop(&self) {
-        self.core.wal.finish();
+        self.core.wal.close();
         self.core.signals.stop();
-        for thread in std::mem::take(&mut *lock(&self.threads)) {
-            // The last handle may be dropped by a callback, and so on the WAL thread itself.
-            if thread.thread().id() != thread::current().id() && thread.join().is_err() {
+        let threads = std::mem::take(&mut *lock(&self.threads));
+        // The last handle may be dropped by a callback, and so on the WAL thread itself, which the
+        // flusher may be waiting for.
+        let is_own = threads
+            .iter()
+            .any(|thread| thread.thread().id() == thread::current().id());
+        if is_own {
+            self.core.wal.finish();
+            return;
+        }
+        // The flusher first: what it is doing may need the WAL.
+        for thread in threads.into_iter().rev() {
+            if thread.join().is_err() {
                 tracing::error!("a storage thread panicked");
             }
+            self.core.wal.finish();
         }
         lock(&self.lock).take();
     }

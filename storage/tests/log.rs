@@ -1,6 +1,8 @@
 //! What a partition's log promises while all goes well: order, reading across memory and segments,
 //! lookups, restart.
 
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
+
 mod common;
 
 use bytes::Bytes;

@@ -184,7 +184,7 @@ impl Flusher {
                 Work::Stop => (Ok(()), None),
             };
             let result = result.map_err(|error| match error {
-                StorageError::Poisoned { .. } => error,
+                StorageError::Poisoned { .. } | StorageError::Closed => error,
                 other => self.core.poison.set(&other.to_string()),
             });
             if let Some(reply) = reply {

@@ -46,6 +46,7 @@ struct State {
     records: usize,
     is_closed: bool,
     is_finished: bool,
+    is_abandoned: bool,
 }
 
 /// Room for one record; given back on drop if not used.
@@ -92,8 +93,11 @@ impl WalQueue {
     /// send little and wait for it.
     pub fn push_unbounded(&self, item: Item) {
         let mut state = lock(&self.state);
-        let bytes = item.record.size_bytes();
-        state.bytes += bytes;
+        if state.is_abandoned {
+            // Dropping the callback tells whoever waits for it.
+            return;
+        }
+        state.bytes += item.record.size_bytes();
         state.records += 1;
         state.items.push_back(item);
         drop(state);
@@ -113,6 +117,18 @@ impl WalQueue {
         state.is_finished = true;
         drop(state);
         self.work.notify_all();
+        self.room.notify_all();
+    }
+
+    /// The WAL thread is gone: nobody will take anything any more.
+    pub fn abandon(&self) {
+        let mut state = lock(&self.state);
+        state.is_closed = true;
+        state.is_finished = true;
+        state.is_abandoned = true;
+        let items = std::mem::take(&mut state.items);
+        drop(state);
+        drop(items);
         self.room.notify_all();
     }
 

@@ -36,6 +36,14 @@ pub struct WalWriter {
     on_new_file: Box<dyn Fn() + Send>,
 }
 
+struct Abandon(Arc<WalQueue>);
+
+impl Drop for Abandon {
+    fn drop(&mut self) {
+        self.0.abandon();
+    }
+}
+
 struct OpenFile {
     file: Arc<dyn DiskFile>,
     sequence: u64,
@@ -72,6 +80,8 @@ impl WalWriter {
 
     /// Runs until the queue is finished.
     pub fn run(mut self) {
+        // Also after a panic, so that nobody waits for a thread that is gone.
+        let _abandon = Abandon(self.queue.clone());
         loop {
             let group = self.queue.take_group(GROUP_BYTES_MAX);
             if group.is_empty() {

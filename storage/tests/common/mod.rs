@@ -1,6 +1,10 @@
 //! Shared by the storage's tests: batches, a small storage on a faulty disk, and waiting.
 
-#![allow(dead_code)]
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    reason = "each test file uses a part; tests may panic"
+)]
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -141,16 +145,25 @@ pub fn group(id: u64) -> RaftGroupId {
 
 /// All entries of the log.
 pub fn entries(log: &PartitionLog) -> Vec<LogEntry> {
+    try_entries(log).expect("entries can be read")
+}
+
+/// All entries of the log; `None` if the disk fails.
+pub fn try_entries(log: &PartitionLog) -> Option<Vec<LogEntry>> {
     let next = log.last_entry_id().map_or(0, |(index, _)| index + 1);
     let mut out: Vec<LogEntry> = Vec::new();
     let mut from = log.first_index();
     while from < next {
-        let some = log.read_entries(from..next, 700).unwrap();
+        let some = match log.read_entries(from..next, 700) {
+            Ok(some) => some,
+            Err(StorageError::Io { .. }) => return None,
+            Err(error) => panic!("{error}"),
+        };
         assert!(!some.is_empty());
         from = some.last().unwrap().index + 1;
         out.extend(some);
     }
-    out
+    Some(out)
 }
 
 /// Waits for a condition that a background thread brings about.
