@@ -23,6 +23,8 @@ mod log_store_test;
 mod replica_test;
 #[cfg(test)]
 pub mod test_batches;
+#[cfg(test)]
+mod test_cluster;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -311,9 +313,11 @@ impl Replica {
     }
 
     fn not_leader(&self) -> AppendError {
-        AppendError::NotLeader {
-            leader: self.leader_hint(),
-        }
+        // While leadership is being handed over this replica is still known as the leader.
+        let leader = self
+            .leader_hint()
+            .filter(|hint| hint.broker_id != self.replica_id.broker_id);
+        AppendError::NotLeader { leader }
     }
 
     /// How many replicas are in sync, and how many acks=all requires.

@@ -1,8 +1,9 @@
 //! What a partition remembers of idempotent producers (KIP-98): epoch and the last batches of each,
 //! so that a retry gets the answer of the first try and nothing is appended twice or out of order.
 //!
-//! Invariant: the table is a function of the committed log alone, so every replica has it. `check`
-//! never changes it; only `apply` does, with batches that are committed.
+//! Invariant: every replica builds the table from the committed log. `check` never changes it; only
+//! `apply` does, with committed batches, and `expire`, which may forget a producer but never
+//! remembers one differently.
 
 use std::collections::{HashMap, VecDeque};
 

@@ -99,6 +99,8 @@ struct Queued {
     log_append_time_ms: Option<i64>,
     /// None once answered.
     answer: Option<oneshot::Sender<Outcome>>,
+    /// Runs until the item is part of an entry.
+    span: Option<trace::Span>,
 }
 
 impl Queued {
@@ -145,6 +147,7 @@ impl Queue {
         log_append_time_ms: Option<i64>,
     ) -> Result<(AppendFuture, bool), AppendError> {
         let (answer, receiver) = oneshot::channel();
+        let span = trace::span(item.trace.as_ref(), "broker.enqueue", SpanKind::Internal);
         let mut items = self.lock();
         if items.closed {
             return Err(AppendError::NotLeader { leader: None });
@@ -155,12 +158,12 @@ impl Queue {
             return Err(AppendError::Overloaded);
         }
         items.bytes = bytes;
-        let answer = Some(answer);
         items.waiting.push_back(Queued {
             item,
             admitted,
             log_append_time_ms,
-            answer,
+            answer: Some(answer),
+            span,
         });
         let start = !std::mem::replace(&mut items.running, true);
         Ok((AppendFuture(receiver), start))
@@ -328,9 +331,12 @@ async fn propose(replica: &Arc<Replica>, items: Vec<Queued>) {
     let Some((leadership, items)) = wait_until_ready(replica, items).await else {
         return;
     };
-    let items = sequence(replica, items);
+    let mut items = sequence(replica, items);
     if items.is_empty() {
         return;
+    }
+    for queued in &mut items {
+        queued.span = None;
     }
     let trace = items.iter().find_map(|q| q.item.trace.clone());
     let span = trace::span(trace.as_ref(), "broker.replicate", SpanKind::Internal);

@@ -1,0 +1,360 @@
+//! A partition of three replicas in one process: real Raft, real storage on disks in memory that
+//! can lose their power, and a network that can be cut.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use chronik_storage::disk::faulty::FaultyDisk;
+use chronik_storage::{Storage, StorageConfig};
+use chronik_types::id::{BrokerId, RaftGroupId, ReplicaId};
+use openraft::errors::{RPCError, RaftError, ReplicationClosed, StreamingError, Unreachable};
+use openraft::network::{RPCOption, RaftNetworkFactory, RaftNetworkV2};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest,
+    TransferLeaderResponse, VoteRequest, VoteResponse,
+};
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout};
+
+use super::proposer::{Acks, Appended, ProduceItem};
+use super::raft_config::{Raft, RaftTiming, TypeConfig, Vote, raft_config};
+use super::{AppendError, Leadership, PartitionState, Replica, ReplicaOptions};
+
+/// Longest that anything in these tests may take.
+pub const LIMIT: Duration = Duration::from_secs(20);
+
+type Snapshot = openraft::alias::SnapshotOf<TypeConfig, Bytes>;
+
+/// Delivers Raft's messages between the replicas, except across a cut.
+#[derive(Clone, Default)]
+pub struct Router(Arc<Mutex<Routes>>);
+
+#[derive(Default)]
+struct Routes {
+    rafts: HashMap<ReplicaId, Raft>,
+    cut: HashSet<ReplicaId>,
+}
+
+impl Router {
+    fn find(&self, from: ReplicaId, to: ReplicaId) -> Result<Raft, Unreachable<TypeConfig>> {
+        let routes = self.0.lock().unwrap();
+        let is_cut = routes.cut.contains(&from) || routes.cut.contains(&to);
+        match routes.rafts.get(&to) {
+            Some(raft) if !is_cut => Ok(raft.clone()),
+            _ => Err(Unreachable::from_string("no way there")),
+        }
+    }
+
+    pub fn cut(&self, replica: ReplicaId) {
+        self.0.lock().unwrap().cut.insert(replica);
+    }
+
+    pub fn heal(&self) {
+        self.0.lock().unwrap().cut.clear();
+    }
+}
+
+struct Factory {
+    router: Router,
+    from: ReplicaId,
+}
+
+struct Connection {
+    router: Router,
+    from: ReplicaId,
+    to: ReplicaId,
+}
+
+impl RaftNetworkFactory<TypeConfig> for Factory {
+    type Network = Connection;
+
+    async fn new_client(&mut self, target: ReplicaId, _node: &()) -> Connection {
+        Connection {
+            router: self.router.clone(),
+            from: self.from,
+            to: target,
+        }
+    }
+}
+
+fn remote(error: RaftError<TypeConfig>) -> RPCError<TypeConfig> {
+    RPCError::Unreachable(Unreachable::from_string(error.to_string()))
+}
+
+impl RaftNetworkV2<TypeConfig> for Connection {
+    type SnapshotData = Bytes;
+
+    async fn append_entries(
+        &mut self,
+        rpc: AppendEntriesRequest<TypeConfig>,
+        _option: RPCOption,
+    ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let raft = self.router.find(self.from, self.to)?;
+        let response = raft.append_entries(rpc).await.map_err(remote)?;
+        // The answer crosses the network as well.
+        self.router.find(self.from, self.to)?;
+        Ok(response)
+    }
+
+    async fn vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        _option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let raft = self.router.find(self.from, self.to)?;
+        raft.vote(rpc).await.map_err(remote)
+    }
+
+    async fn pre_vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        _option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let raft = self.router.find(self.from, self.to)?;
+        raft.pre_vote(rpc).await.map_err(remote)
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        _vote: Vote,
+        _snapshot: Snapshot,
+        _cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
+        _option: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        Err(StreamingError::Unreachable(Unreachable::from_string(
+            "no snapshot is ever sent",
+        )))
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        req: TransferLeaderRequest<TypeConfig>,
+        _option: RPCOption,
+    ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let raft = self.router.find(self.from, self.to)?;
+        raft.handle_transfer_leader(req)
+            .await
+            .map_err(|fatal| remote(RaftError::Fatal(fatal)))
+    }
+}
+
+/// One broker: a disk, and a replica while it runs.
+pub struct Node {
+    pub id: ReplicaId,
+    disk: FaultyDisk,
+    storage: Option<Storage>,
+    replica: Option<Arc<Replica>>,
+}
+
+pub struct Cluster {
+    pub nodes: Vec<Node>,
+    pub router: Router,
+    pub state: watch::Sender<PartitionState>,
+}
+
+fn timing() -> RaftTiming {
+    RaftTiming {
+        heartbeat_interval: Duration::from_millis(100),
+        election_timeout_min: Duration::from_millis(300),
+        election_timeout_max: Duration::from_millis(600),
+    }
+}
+
+impl Cluster {
+    /// `count` replicas with the given `min.insync.replicas`, the first one leading.
+    pub async fn start(count: usize, min_insync_replicas: usize) -> Cluster {
+        let id = |n: usize| ReplicaId {
+            broker_id: BrokerId(n as i32 + 1),
+            incarnation: 7,
+        };
+        let state = PartitionState {
+            isr: (0..count).map(|n| id(n).broker_id).collect(),
+            min_insync_replicas,
+            max_message_bytes: 2 * 1024 * 1024,
+            log_append_time: false,
+        };
+        let nodes = (0..count)
+            .map(|n| Node {
+                id: id(n),
+                disk: FaultyDisk::new(),
+                storage: None,
+                replica: None,
+            })
+            .collect();
+        let mut cluster = Cluster {
+            nodes,
+            router: Router::default(),
+            state: watch::Sender::new(state),
+        };
+        let voters: BTreeSet<ReplicaId> = cluster.nodes.iter().map(|node| node.id).collect();
+        for n in 0..count {
+            cluster.open(n).await;
+            cluster.replica(n).initialize(voters.clone()).await.unwrap();
+            // It may be said twice.
+            cluster.replica(n).initialize(voters.clone()).await.unwrap();
+        }
+        cluster.elect(0).await;
+        cluster
+    }
+
+    pub async fn open(&mut self, n: usize) {
+        let node = &mut self.nodes[n];
+        let config = StorageConfig {
+            dir: PathBuf::from("/data"),
+            wal_file_size_bytes: 4 << 20,
+            ..StorageConfig::default()
+        };
+        let storage = Storage::open(config, Arc::new(node.disk.clone())).unwrap();
+        let options = ReplicaOptions {
+            replica_id: node.id,
+            log: storage.open_log(RaftGroupId(1)).unwrap(),
+            network: Factory {
+                router: self.router.clone(),
+                from: node.id,
+            },
+            raft_config: raft_config(timing()),
+            state: self.state.subscribe(),
+        };
+        let replica = Replica::open(options).await.unwrap();
+        self.router
+            .0
+            .lock()
+            .unwrap()
+            .rafts
+            .insert(node.id, replica.raft().clone());
+        node.storage = Some(storage);
+        node.replica = Some(replica);
+    }
+
+    pub fn replica(&self, n: usize) -> &Arc<Replica> {
+        self.nodes[n].replica.as_ref().unwrap()
+    }
+
+    /// Stops a node in order.
+    pub async fn stop(&mut self, n: usize) {
+        let node = &mut self.nodes[n];
+        self.router.0.lock().unwrap().rafts.remove(&node.id);
+        if let Some(replica) = node.replica.take() {
+            replica.shutdown().await;
+        }
+        if let Some(storage) = node.storage.take() {
+            tokio::task::spawn_blocking(move || storage.close().unwrap())
+                .await
+                .unwrap();
+        }
+    }
+
+    /// The node's power fails: what was not fsynced is gone.
+    pub async fn crash(&mut self, n: usize) {
+        let node = &mut self.nodes[n];
+        self.router.0.lock().unwrap().rafts.remove(&node.id);
+        node.disk = node.disk.crash(&mut || false);
+        if let Some(replica) = node.replica.take() {
+            replica.shutdown().await;
+        }
+        if let Some(storage) = node.storage.take() {
+            tokio::task::spawn_blocking(move || drop(storage))
+                .await
+                .unwrap();
+        }
+    }
+
+    /// Lets `n` campaign until it leads and is ready. Others' leases may refuse it at first.
+    pub async fn elect(&self, n: usize) {
+        let replica = self.replica(n);
+        let mut leadership = replica.leadership();
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            replica.campaign(false).await.unwrap();
+            let ready = leadership.wait_for(|l| l.ready);
+            if let Ok(ready) = timeout(Duration::from_millis(300), ready).await {
+                ready.unwrap();
+                return;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "{:?} is not elected",
+                replica.replica_id()
+            );
+        }
+    }
+
+    /// Waits for the replica's high watermark.
+    pub async fn wait_for_watermark(&self, n: usize, offset: i64) {
+        let replica = self.replica(n);
+        let notify = Arc::new(tokio::sync::Notify::new());
+        let _registered = replica.watermark().register(notify.clone());
+        let reached = async {
+            while replica.high_watermark().0 < offset {
+                notify.notified().await;
+            }
+        };
+        timeout(LIMIT, reached).await.unwrap_or_else(|_| {
+            panic!(
+                "{:?} is at {}",
+                replica.replica_id(),
+                replica.high_watermark()
+            )
+        });
+    }
+
+    pub async fn wait_for_leadership(&self, n: usize, wanted: impl FnMut(&Leadership) -> bool) {
+        let mut leadership = self.replica(n).leadership();
+        timeout(LIMIT, leadership.wait_for(wanted))
+            .await
+            .unwrap()
+            .unwrap();
+    }
+
+    pub async fn produce(
+        &self,
+        n: usize,
+        records: Vec<u8>,
+        acks: Acks,
+        limit: Duration,
+    ) -> Result<Appended, AppendError> {
+        let deadline = Instant::now() + limit;
+        let records = Bytes::from(records);
+        let item = ProduceItem {
+            records,
+            acks,
+            deadline,
+            trace: None,
+        };
+        self.replica(n).enqueue(item)?.until(deadline).await
+    }
+
+    /// Produces with acks=all; the base offset.
+    pub async fn ack(&self, n: usize, records: Vec<u8>) -> i64 {
+        self.produce(n, records, Acks::All, LIMIT)
+            .await
+            .unwrap()
+            .base_offset
+            .0
+    }
+
+    /// All committed batches of a replica.
+    pub async fn read_all(&self, n: usize) -> Vec<Bytes> {
+        let replica = self.replica(n);
+        let mut out = Vec::new();
+        let mut from = replica.log_start_offset();
+        loop {
+            let batches = replica.read_committed_from(from, 64 * 1024).await.unwrap();
+            let Some(last) = batches.last() else {
+                return out;
+            };
+            let headers = chronik_types::record_batch::batches(last);
+            from = headers.last().unwrap().unwrap().1.next_offset();
+            out.extend(batches);
+        }
+    }
+
+    pub async fn stop_all(&mut self) {
+        for n in 0..self.nodes.len() {
+            self.stop(n).await;
+        }
+    }
+}
