@@ -142,7 +142,12 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
             warn!(%error, "the HTTP endpoint failed");
         }
     });
-    let connections = Arc::new(Connections::new(services, tracker.clone(), drain.clone()));
+    let connections = Arc::new(Connections::new(
+        services,
+        tracker.clone(),
+        drain.clone(),
+        stop.clone(),
+    ));
     for listener in listeners {
         tasks.spawn(connections.clone().accept(listener));
     }

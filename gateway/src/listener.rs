@@ -29,17 +29,25 @@ pub struct Connections {
     pub tracker: TaskTracker,
     /// Asks connections to answer what they have taken and to end.
     pub drain: CancellationToken,
+    /// Ends connections at once.
+    pub stop: CancellationToken,
     refused_log: LogLimit,
 }
 
 impl Connections {
-    pub fn new(services: Arc<Services>, tracker: TaskTracker, drain: CancellationToken) -> Self {
+    pub fn new(
+        services: Arc<Services>,
+        tracker: TaskTracker,
+        drain: CancellationToken,
+        stop: CancellationToken,
+    ) -> Self {
         let limit = Arc::new(Semaphore::new(services.config.limits.max_connections));
         Self {
             services,
             limit,
             tracker,
             drain,
+            stop,
             refused_log: LogLimit::default(),
         }
     }
@@ -75,10 +83,13 @@ impl Connections {
             client_host: client_host.into(),
         });
         let services = self.services.clone();
-        let drain = self.drain.clone();
+        let (drain, stop) = (self.drain.clone(), self.stop.clone());
         self.tracker.spawn(async move {
             services.metrics.connections.inc();
-            connection::serve(stream, services.clone(), origin, drain).await;
+            tokio::select! {
+                () = connection::serve(stream, services.clone(), origin, drain) => {}
+                () = stop.cancelled() => {}
+            }
             services.metrics.connections.dec();
             drop(permit);
         });

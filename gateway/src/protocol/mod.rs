@@ -13,6 +13,9 @@ pub mod produce;
 
 mod wire;
 
+#[cfg(test)]
+mod codec_test;
+
 pub use frame::{RequestHeader, Response};
 pub use versions::Api;
 

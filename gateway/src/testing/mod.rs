@@ -1,5 +1,9 @@
 //! Helpers shared by this crate's tests.
 
+mod fakes;
+mod gateway_test;
+mod kafka_client;
+
 use bytes::{BufMut, Bytes, BytesMut};
 use chronik_types::record_batch::{HEADER_SIZE, LENGTH_PREFIX_SIZE, crc32c};
 
