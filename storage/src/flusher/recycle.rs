@@ -19,6 +19,7 @@ use chronik_types::id::RaftGroupId;
 
 use super::Flusher;
 use crate::checkpoint::{Checkpoint, GroupCheckpoint};
+use crate::entry::LogEntry;
 use crate::error::StorageError;
 use crate::memory::size_of;
 use crate::partition_log::Log;
@@ -81,10 +82,7 @@ impl Flusher {
         let mut old: Vec<(usize, Arc<Log>)> = Vec::new();
         for log in self.logs.all() {
             let state = log.lock();
-            if state
-                .oldest_wal_file()
-                .is_some_and(|file| file < first_kept.sequence)
-            {
+            if state.needs_files_before(first_kept.sequence) {
                 let bytes = state.pinned_bytes();
                 drop(state);
                 old.push((bytes, log));
@@ -122,37 +120,43 @@ impl Flusher {
         Ok(())
     }
 
-    /// Appends all entries of a log that are in no segment to the WAL once more, if any of them is
-    /// in an old file. The log stays locked meanwhile, so that they keep their place among its
-    /// other records.
+    /// Appends all entries of a log that are in no segment to the WAL once more, so that what the
+    /// WAL says of the log before that is not needed. The log stays locked meanwhile, so that they
+    /// keep their place among its other records.
+    ///
+    /// A log that was cut has to go through this even if nothing of it is in an old file:
+    /// ```text
+    /// file 1: entries 0, 1, 2     file 2: entry 3, truncate to 1     (entry 0 is in a segment)
+    /// ```
+    /// Without file 1 entry 3 would follow a gap, though nothing is missing.
     fn relocate(&mut self, log: Arc<Log>, first_kept: u64, relocated: &mut Vec<Relocated>) {
-        let state = log.lock();
-        if state.is_deleted
-            || state
-                .oldest_wal_file()
-                .is_none_or(|file| file >= first_kept)
-        {
+        let mut state = log.lock();
+        if !state.needs_files_before(first_kept) {
             return;
         }
+        state.was_cut = false;
         let from = (state.flushed_next - state.tail_first) as usize;
-        let mut entries = state
-            .tail
-            .range(from..)
-            .map(|entry| &entry.entry)
-            .peekable();
-        let mut answers = Vec::new();
-        let mut part = Vec::new();
+        let mut parts: Vec<Vec<&LogEntry>> = vec![Vec::new()];
         let mut size = 0;
-        while let Some(entry) = entries.next() {
-            part.push(entry);
-            size += size_of(entry);
-            if size >= RELOCATE_PART_BYTES || entries.peek().is_none() {
-                let record = Record::entries(log.group, true, state.committed_next, part.drain(..));
-                answers.push(self.push(record, false));
-                self.relocated_bytes += size;
+        for entry in state.tail.range(from..) {
+            if size >= RELOCATE_PART_BYTES {
+                parts.push(Vec::new());
                 size = 0;
             }
+            size += size_of(&entry.entry);
+            self.relocated_bytes += size_of(&entry.entry);
+            if let Some(part) = parts.last_mut() {
+                part.push(&entry.entry);
+            }
         }
+        let answers = parts.into_iter().map(|part| {
+            let entries = part.into_iter();
+            self.push(
+                Record::entries(log.group, true, state.committed_next, entries),
+                false,
+            )
+        });
+        let answers = answers.collect();
         drop(state);
         relocated.push(Relocated { log, answers });
     }

@@ -62,6 +62,9 @@ pub struct LogState {
     pub wal_runs: VecDeque<(u64, u64)>,
     /// Records of this group below this number are superseded by the checkpoint and the segments.
     pub replay_from_record: u64,
+    /// Entries were cut off since the last relocation: the WAL may have later records about them, but
+    /// not the entries before them, once old files are recycled.
+    pub was_cut: bool,
     pub segment_bytes: u64,
     pub is_deleted: bool,
     /// Waits in the flusher's queue.
@@ -146,6 +149,7 @@ impl LogState {
 
     /// Removes the entries from `next` on, which must not be flushed, and gives their bytes.
     pub fn cut(&mut self, next: u64) -> usize {
+        self.was_cut = true;
         let keep = next.saturating_sub(self.tail_first) as usize;
         let mut bytes = 0;
         while self.tail.len() > keep {
@@ -217,8 +221,15 @@ impl LogState {
         bytes
     }
 
+    /// Whether the log needs something from the WAL files before `first_kept`, or could not be
+    /// replayed without them.
+    pub fn needs_files_before(&self, first_kept: u64) -> bool {
+        !self.is_deleted
+            && (self.was_cut || self.oldest_wal_file().is_some_and(|file| file < first_kept))
+    }
+
     /// The oldest WAL file that holds entries which are not in segments.
-    pub fn oldest_wal_file(&self) -> Option<u64> {
+    fn oldest_wal_file(&self) -> Option<u64> {
         self.wal_runs.front().map(|(_, sequence)| *sequence)
     }
 
