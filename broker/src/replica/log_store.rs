@@ -4,18 +4,16 @@
 //! of the very log it is appended to, so offsets are contiguous in the order of the Raft log.
 //! Entries that come from a leader carry theirs, and must continue the log.
 
-use std::collections::VecDeque;
 use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds, RangeInclusive};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use chronik_storage::{LogEntry, OnDurable, PartitionLog, Payload, StorageError};
 use chronik_telemetry::SpanKind;
-use chronik_telemetry::trace::{self, TraceContext};
+use chronik_telemetry::trace;
 use chronik_types::epoch::LeaderEpoch;
 use chronik_types::offset::Offset;
 use chronik_types::record_batch;
@@ -26,56 +24,13 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::codec;
-use super::proposer::Pending;
+use super::in_flight::Pending;
 use super::raft_config::{Batches, Entry, LogId, REPLICATION_READ_SIZE_MAX, TypeConfig, Vote};
+use super::traces::Traces;
 
-/// Traces of entries in flight that are remembered for replication.
-const TRACES_MAX: usize = 256;
 /// How long an append waits for other groups' data to be committed when the storage is full.
 const ROOM_WAIT_MAX: Duration = Duration::from_secs(30);
 const ROOM_RETRY_INTERVAL: Duration = Duration::from_millis(5);
-
-/// Traces of sampled entries between append and apply: replication sends them along.
-#[derive(Debug, Default)]
-pub struct Traces {
-    count: AtomicUsize,
-    by_index: Mutex<VecDeque<(u64, TraceContext)>>,
-}
-
-impl Traces {
-    fn lock(&self) -> MutexGuard<'_, VecDeque<(u64, TraceContext)>> {
-        self.by_index.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn insert(&self, index: u64, trace: TraceContext) {
-        let mut by_index = self.lock();
-        if by_index.len() == TRACES_MAX {
-            by_index.pop_front();
-        }
-        by_index.push_back((index, trace));
-        self.count.store(by_index.len(), Ordering::Relaxed);
-    }
-
-    fn get(&self, index: u64) -> Option<TraceContext> {
-        if self.count.load(Ordering::Relaxed) == 0 {
-            return None;
-        }
-        self.lock()
-            .iter()
-            .find(|(i, _)| *i == index)
-            .map(|(_, trace)| trace.clone())
-    }
-
-    /// Forgets the entries up to `index`, which are applied.
-    pub fn forget_upto(&self, index: u64) {
-        if self.count.load(Ordering::Relaxed) == 0 {
-            return;
-        }
-        let mut by_index = self.lock();
-        by_index.retain(|(i, _)| *i > index);
-        self.count.store(by_index.len(), Ordering::Relaxed);
-    }
-}
 
 /// The log of one group as openraft sees it. Clones share everything.
 #[derive(Clone)]

@@ -9,25 +9,31 @@ pub mod raft_config;
 mod admission;
 pub mod producer_state;
 mod records;
+mod traces;
 pub mod watermark;
 
 pub mod error;
+mod in_flight;
 pub mod log_store;
-pub mod proposer;
+mod proposer;
+mod queue;
 pub mod read;
 pub mod state_machine;
 
 #[cfg(test)]
 mod log_store_test;
 #[cfg(test)]
+mod producer_state_test;
+#[cfg(test)]
 mod replica_test;
 #[cfg(test)]
 pub mod test_batches;
 #[cfg(test)]
-mod test_cluster;
+pub mod test_cluster;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -46,13 +52,13 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use log_store::LogStore;
-use proposer::Queue;
+use queue::Queue;
 use state_machine::{ReplicaState, StateMachine};
 use watermark::Watermark;
 
 pub use admission::is_corrupt;
 pub use error::{AppendError, LeaderHint, OpenError, ReadError};
-pub use proposer::{Acks, AppendFuture, Appended, ProduceItem};
+pub use queue::{Acks, AppendFuture, Appended, ProduceItem};
 pub use raft_config::{Batches, Raft, TypeConfig};
 pub use read::{EpochEnd, ReadRequest, ReadResult, TimestampOffset};
 
@@ -157,7 +163,11 @@ impl Replica {
         let raft = Raft::new(replica_id, raft_config, network, log_store, state_machine)
             .await
             .map_err(|fatal| OpenError::Raft(fatal.to_string()))?;
-        let watcher = tokio::spawn(watch_leadership(raft.clone(), state.clone()));
+        let watcher = tokio::spawn(watch_leadership(
+            raft.clone(),
+            state.clone(),
+            log.group_id(),
+        ));
         Ok(Arc::new(Replica {
             replica_id,
             log,
@@ -216,7 +226,7 @@ impl Replica {
             (partition.max_message_bytes, partition.log_append_time)
         };
         let admitted = admission::admit(&item.records, max_message_bytes)?;
-        let time = proposer::append_time(log_append_time);
+        let time = log_append_time.then(state_machine::now_ms);
         let (future, start) = self.queue.push(item, admitted, time)?;
         if start {
             tokio::spawn(proposer::run(self.clone()));
@@ -302,6 +312,7 @@ impl Replica {
 
     /// Stops Raft and saves the replica's state. The log stays open.
     pub async fn shutdown(&self) {
+        self.state.is_closing.store(true, Ordering::SeqCst);
         self.queue.close();
         if let Err(error) = self.raft.shutdown().await {
             tracing::warn!(raft_group_id = %self.group_id(), %error, "raft stopped with an error");
@@ -341,7 +352,7 @@ impl Replica {
 }
 
 /// Publishes who leads, from openraft's own view, until Raft stops.
-async fn watch_leadership(raft: Raft, state: Arc<ReplicaState>) {
+async fn watch_leadership(raft: Raft, state: Arc<ReplicaState>, raft_group_id: RaftGroupId) {
     let mut metrics = raft.server_metrics();
     // Holding the handle would keep Raft's tasks from ending with the replica.
     drop(raft);
@@ -368,6 +379,10 @@ async fn watch_leadership(raft: Raft, state: Arc<ReplicaState>) {
         state.update_leadership(|leadership| *leadership = now);
         if metrics.changed().await.is_err() {
             state.update_leadership(|leadership| *leadership = Leadership::default());
+            if !state.is_closing.load(Ordering::SeqCst) {
+                // Its storage failed, or openraft did. Peers elect another leader.
+                tracing::error!(%raft_group_id, "a replica's raft stopped by itself");
+            }
             return;
         }
     }

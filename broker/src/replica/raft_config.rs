@@ -15,7 +15,7 @@ use chronik_types::record_batch;
 use openraft::impls::leader_id_std;
 use openraft::{OptionalSend, SnapshotPolicy};
 
-use super::proposer::Pending;
+use super::in_flight::Pending;
 use super::state_machine::StateMachine;
 
 /// openraft's types for one partition.

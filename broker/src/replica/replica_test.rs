@@ -10,7 +10,7 @@ use chronik_types::offset::Offset;
 use chronik_types::record_batch::{BatchHeader, batches};
 use tokio::time::{Instant, timeout};
 
-use super::proposer::{Acks, ProduceItem};
+use super::queue::{Acks, ProduceItem};
 use super::read::ReadRequest;
 use super::test_batches::{idempotent, value, with_records};
 use super::test_cluster::{Cluster, LIMIT};
@@ -498,9 +498,11 @@ async fn fetches_outside_the_log_are_out_of_range() {
 }
 
 #[tokio::test]
-async fn the_leader_sees_its_followers_progress() {
+async fn the_leader_sees_its_followers_progress_and_the_log_what_is_committed() {
     let mut cluster = Cluster::start(3, 3).await;
     cluster.ack(0, value("a")).await;
+    let log = cluster.replica(0).log();
+    assert_eq!(log.committed(), log.last_entry_id().map(|(index, _)| index));
     let progress = cluster.replica(0).progress().unwrap();
     assert_eq!(progress.followers.len(), 2);
     assert!(

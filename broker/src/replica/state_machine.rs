@@ -4,7 +4,7 @@
 //! the log index that it belongs to, so a restart replays only what came after.
 
 use std::io;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -19,9 +19,9 @@ use tokio::sync::watch;
 
 use super::Leadership;
 use super::codec::{self, DecodeError, Reader, put_count, put_version};
-use super::log_store::Traces;
 use super::producer_state::ProducerTable;
 use super::raft_config::{AppendResult, Batches, Entry, LogId, StoredMembership, TypeConfig};
+use super::traces::Traces;
 use super::watermark::Watermark;
 
 type SnapshotMeta = openraft::alias::SnapshotMetaOf<TypeConfig>;
@@ -107,6 +107,8 @@ pub struct ReplicaState {
     /// Term of the last applied entry: a leader is ready when it is its own.
     applied_term: AtomicU64,
     voter_count: AtomicUsize,
+    /// The replica is being shut down: Raft's end is no surprise.
+    pub is_closing: AtomicBool,
     pub watermark: Arc<Watermark>,
     pub leadership: watch::Sender<Leadership>,
     pub traces: Arc<Traces>,
@@ -123,6 +125,7 @@ impl ReplicaState {
             log,
             applied_term: AtomicU64::new(applied.log_id.as_ref().map_or(0, codec::term)),
             voter_count: AtomicUsize::new(applied.membership.voter_ids().count()),
+            is_closing: AtomicBool::new(false),
             watermark: Arc::default(),
             leadership: watch::Sender::new(Leadership::default()),
             traces: Arc::default(),

@@ -19,7 +19,7 @@ use openraft::raft::{
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
-use super::proposer::{Acks, Appended, ProduceItem};
+use super::queue::{Acks, Appended, ProduceItem};
 use super::raft_config::{Raft, RaftTiming, TypeConfig, Vote, raft_config};
 use super::{AppendError, Leadership, PartitionState, Replica, ReplicaOptions};
 
