@@ -169,7 +169,7 @@ impl World {
             .map_or(log.first_index(), |entry| entry.index + 1);
         let mut offset = log.log_end_offset().0;
         let mut new = Vec::new();
-        for (kind, size) in kinds {
+        for (index, (kind, size)) in (index..).zip(kinds) {
             let body = vec![index as u8; usize::from(*size % 900)];
             model.term += u64::from(*kind == 0);
             let entry = match kind {
@@ -185,7 +185,6 @@ impl World {
             if let Payload::Batches { next_offset, .. } = &entry.payload {
                 offset = next_offset.0;
             }
-            index += 1;
             new.push(entry);
         }
         let (done, receiver) = callback();
@@ -237,7 +236,7 @@ impl World {
         let mut keep = || match seed % 4 {
             0 => false,
             1 => true,
-            _ => random.next() % 3 > 0,
+            _ => !random.next().is_multiple_of(3),
         };
         let disk = self.disk.crash(&mut keep);
         // All callbacks come: those the disk did not hear of with an error.
@@ -299,7 +298,12 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, max_shrink_iters: 200, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 300,
+        max_shrink_iters: 200,
+        failure_persistence: None,
+        ..Default::default()
+    })]
 
     #[test]
     fn what_was_confirmed_survives_and_nothing_is_invented(

@@ -145,6 +145,12 @@ impl FaultyDisk {
         }
     }
 
+    /// What would be left if the power failed now and nothing unsynced reached the disk; this disk
+    /// goes on.
+    pub fn crash_copy(&self) -> FaultyDisk {
+        self.copy().crash(&mut || false)
+    }
+
     /// All files there are.
     pub fn paths(&self) -> Vec<PathBuf> {
         lock(&self.inner).names.keys().cloned().collect()
