@@ -5,7 +5,7 @@
 //! the time is up; every partition that was asked for is in the answer, in the order asked; its
 //! records never exceed the request's limit, but for the first batch (KIP-74).
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -293,30 +293,22 @@ impl<'a> Work<'a> {
             .collect();
         let mut answers: FuturesUnordered<_> = pending
             .into_iter()
-            .map(|(_, places, mut answer)| async move {
+            .enumerate()
+            .map(|(number, (_, places, mut answer))| async move {
                 let outcome = timeout_at(deadline, answer.wait()).await;
-                (
-                    answer.request_id(),
-                    places,
-                    outcome.ok().and_then(Result::ok),
-                )
+                (number, places, outcome.ok().and_then(Result::ok))
             })
             .collect();
-        let mut finished = HashSet::new();
         let mut told = false;
-        while let Some((request_id, places, outcome)) = answers.next().await {
-            finished.insert(request_id);
-            match outcome {
-                Some(response) => {
-                    // Whatever the answer does not mention stays failed.
-                    self.fail(&places);
-                    self.take_answers(response);
-                }
-                None => self.fail(&places),
+        while let Some((number, places, outcome)) = answers.next().await {
+            // Whatever an answer does not mention stays failed.
+            self.fail(&places);
+            if let Some(response) = outcome {
+                self.take_answers(response);
             }
-            if !told && polls.len() > 1 {
+            if !told {
                 told = true;
-                for (link, id) in polls.iter().filter(|(_, id)| !finished.contains(id)) {
+                for (_, (link, id)) in polls.iter().enumerate().filter(|(n, _)| *n != number) {
                     link.fetch.finish(*id);
                 }
             }

@@ -64,7 +64,7 @@ impl Cluster {
         let mut client = self.client(0).await;
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
-            let metadata = client.call(&k::MetadataRequest::default(), 1).await;
+            let metadata = client.call(&all_topics(), 1).await;
             let registered = !self.controller.image.borrow().gateways.is_empty();
             if metadata.brokers.len() == 3 && registered {
                 return;
@@ -77,6 +77,12 @@ impl Cluster {
     async fn client(&self, endpoint: usize) -> KafkaClient {
         KafkaClient::connect(self.gateway.kafka_addresses[endpoint]).await
     }
+}
+
+fn all_topics() -> k::MetadataRequest {
+    let mut request = k::MetadataRequest::default();
+    request.topics = None;
+    request
 }
 
 fn produce(topic: &str, partition: i32, acks: i16, timeout_ms: i32) -> k::ProduceRequest {
@@ -275,7 +281,7 @@ async fn a_hint_moves_later_requests_and_metadata_to_the_new_leader() {
     let response = client.call(&produce("t", 0, -1, 1000), 10).await;
     assert_eq!(partition_of(&response).error_code, 0);
     assert_eq!(cluster.brokers[1].state.produced.lock().unwrap().len(), 1);
-    let metadata = client.call(&k::MetadataRequest::default(), 1).await;
+    let metadata = client.call(&all_topics(), 1).await;
     assert_eq!(metadata.topics[0].partitions[0].leader_id, 2);
 }
 
@@ -286,7 +292,7 @@ async fn three_endpoints_stand_for_one_broker_each() {
     let mut groups = Vec::new();
     for endpoint in 0..3 {
         let mut client = cluster.client(endpoint).await;
-        let metadata = client.call(&k::MetadataRequest::default(), 12).await;
+        let metadata = client.call(&all_topics(), 12).await;
         assert_eq!(metadata.cluster_id.as_deref(), Some("test-cluster"));
         let seen: Vec<(i32, i32)> = metadata
             .brokers
@@ -502,7 +508,7 @@ async fn a_partition_without_a_leader_says_so() {
     let mut client = cluster.client(0).await;
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
-        let metadata = client.call(&k::MetadataRequest::default(), 1).await;
+        let metadata = client.call(&all_topics(), 1).await;
         if let Some(topic) = metadata
             .topics
             .iter()
@@ -943,7 +949,7 @@ async fn a_gateway_starts_and_serves_while_all_controllers_are_down() {
     drop(cluster.controller);
     let gateway = crate::start(config(address, &folder, 1)).await.unwrap();
     let mut client = KafkaClient::connect(gateway.kafka_addresses[0]).await;
-    let metadata = client.call(&k::MetadataRequest::default(), 1).await;
+    let metadata = client.call(&all_topics(), 1).await;
     assert_eq!(metadata.brokers.len(), 3);
     let response = client.call(&produce("t", 0, -1, 5000), 7).await;
     assert_eq!(partition_of(&response).error_code, 0);
@@ -1014,7 +1020,7 @@ async fn the_drain_deadline_ends_connections_that_wait_for_a_broker() {
 async fn too_many_connections_are_closed_at_once() {
     let cluster = Cluster::start_with(1, |config| config.limits.max_connections = 2).await;
     let mut first = cluster.client(0).await;
-    first.call(&k::MetadataRequest::default(), 1).await;
+    first.call(&all_topics(), 1).await;
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
         // The connection that waited for the start of the cluster may not be gone yet.
