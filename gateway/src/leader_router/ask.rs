@@ -30,6 +30,9 @@ pub struct Question<Q> {
     pub question: Q,
 }
 
+/// Questions for one broker, with the Raft groups they are about.
+type ToBroker<Q> = (Arc<BrokerLink>, Vec<Q>, Vec<u64>);
+
 /// Asks the leader of each partition. Answers are by Raft group; a partition whose leader is not
 /// known has none.
 pub async fn ask_leaders<Q: Clone, A: LeaderAnswer>(
@@ -40,8 +43,7 @@ pub async fn ask_leaders<Q: Clone, A: LeaderAnswer>(
     let mut answers = HashMap::new();
     let mut asked: HashMap<u64, BrokerId> = HashMap::new();
     for _ in 0..2 {
-        let mut by_broker: BTreeMap<BrokerId, (Arc<BrokerLink>, Vec<Q>, Vec<u64>)> =
-            BTreeMap::new();
+        let mut by_broker: BTreeMap<BrokerId, ToBroker<Q>> = BTreeMap::new();
         for Question {
             partition,
             question,
