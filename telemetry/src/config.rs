@@ -49,6 +49,7 @@ pub enum LogFormat {
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct TelemetryConfig {
     /// Which log lines are written: a level, or directives such as `info,chronik_broker=debug`.
+    /// By default Raft library lines below WARN stay out: one per vote of every partition.
     pub log_filter: String,
     pub log_format: LogFormat,
     /// Where traces go: an OTLP gRPC endpoint such as `http://127.0.0.1:4317`. None: no traces.
@@ -60,7 +61,7 @@ pub struct TelemetryConfig {
 impl Default for TelemetryConfig {
     fn default() -> Self {
         Self {
-            log_filter: "info".to_owned(),
+            log_filter: "info,openraft=warn".to_owned(),
             log_format: LogFormat::Text,
             otlp_endpoint: None,
             trace_sample_ratio: 0.01,
