@@ -15,6 +15,7 @@ import (
 	"math/rand"
 	"os"
 	"sort"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -131,7 +132,7 @@ func produce(o options) ([]float64, float64, int64, string, error) {
 	var clients []*kgo.Client
 	for range o.producers {
 		client, err := kgo.NewClient(
-			kgo.SeedBrokers(o.brokers),
+			kgo.SeedBrokers(strings.Split(o.brokers, ",")...),
 			kgo.RequiredAcks(kgo.AllISRAcks()),
 			kgo.ProducerLinger(o.linger),
 			kgo.ProducerBatchCompression(kgo.NoCompression()),
@@ -204,7 +205,7 @@ func readBack(o options, r *result) error {
 	ctx, cancel := context.WithTimeout(context.Background(), o.timeout)
 	defer cancel()
 	client, err := kgo.NewClient(
-		kgo.SeedBrokers(o.brokers),
+		kgo.SeedBrokers(strings.Split(o.brokers, ",")...),
 		kgo.ConsumeTopics(o.topic),
 		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
 		kgo.FetchMaxBytes(64<<20),
