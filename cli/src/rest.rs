@@ -31,7 +31,9 @@ pub enum RestError {
 impl fmt::Display for RestError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Refused { status, reason } => write!(f, "{reason} ({})", status.as_u16()),
+            Self::Refused { status, reason } => {
+                write!(f, "{reason} ({}){}", status.as_u16(), advice(*status))
+            }
             Self::NobodyAnswered { attempts } => {
                 f.write_str("no controller could be asked:")?;
                 for (url, cause) in attempts {
@@ -51,6 +53,17 @@ impl fmt::Display for RestError {
 }
 
 impl std::error::Error for RestError {}
+
+/// What a person can do about a refusal whose reason does not say it itself.
+fn advice(status: StatusCode) -> &'static str {
+    match status {
+        StatusCode::NOT_FOUND => "; the list command shows what there is",
+        StatusCode::CONFLICT => "; the describe command shows what is there",
+        StatusCode::GATEWAY_TIMEOUT => "; look whether it was done before you try again",
+        StatusCode::TOO_MANY_REQUESTS => "; try again later, or ask for less at once",
+        _ => "",
+    }
+}
 
 /// A problem detail as the controllers send it.
 #[derive(Deserialize)]

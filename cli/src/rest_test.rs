@@ -49,7 +49,10 @@ async fn the_next_controller_is_asked_when_one_is_down_or_knows_no_leader() {
 async fn a_refusal_is_final_and_tells_the_detail() {
     let urls = [server(EXISTS).await, server(OK).await];
     let error = client(&urls).get("/x").await.unwrap_err();
-    assert_eq!(error.to_string(), "topic 'a' is there (409)");
+    assert_eq!(
+        error.to_string(),
+        "topic 'a' is there (409); the describe command shows what is there"
+    );
 }
 
 #[tokio::test]
