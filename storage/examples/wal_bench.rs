@@ -68,10 +68,10 @@ fn run(partitions: u64, size: usize, in_flight: usize) {
         )
     };
     let mut next = vec![0u64; logs.len()];
-    for at in 0..logs.len() {
+    for (at, next) in next.iter_mut().enumerate() {
         for _ in 0..in_flight {
-            append(at, next[at]).unwrap();
-            next[at] += 1;
+            append(at, *next).unwrap();
+            *next += 1;
         }
     }
     let started = Instant::now();
@@ -171,10 +171,11 @@ fn many(partitions: u64) {
 }
 
 fn main() {
+    // First, while the process is small.
+    many(10_000);
     for (partitions, in_flight) in [(1, 1), (1, 16), (100, 1), (100, 4)] {
         for size in [1 << 10, 64 << 10] {
             run(partitions, size, in_flight);
         }
     }
-    many(10_000);
 }

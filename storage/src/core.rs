@@ -1,6 +1,6 @@
 //! What all logs of one storage share.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
 
 use chronik_types::id::RaftGroupId;
@@ -19,7 +19,59 @@ pub struct Core {
     pub memory: Memory,
     pub signals: Signals,
     pub poison: Arc<Poison>,
+    pub evictable: Evictable,
     pub segment_bytes: u64,
+}
+
+impl Core {
+    /// Drops copies of flushed entries as far as there are too many; the log that was flushed
+    /// longest ago goes first. Called by those who append too, so that memory cannot outgrow its
+    /// budget while the flusher is busy.
+    pub fn evict(&self) {
+        loop {
+            let wanted = self.memory.excess();
+            if wanted == 0 {
+                return;
+            }
+            let Some(log) = self.evictable.pop() else {
+                return;
+            };
+            let mut state = log.lock();
+            self.memory.evicted(state.evict(wanted));
+            let has_more = state.tail_first < state.flushed_next && !state.is_deleted;
+            state.is_evict_queued = has_more;
+            drop(state);
+            if has_more {
+                self.evictable.push_front(log);
+            }
+        }
+    }
+}
+
+/// Logs with copies of flushed entries in memory, oldest flush first.
+#[derive(Default)]
+pub struct Evictable {
+    logs: Mutex<VecDeque<Arc<Log>>>,
+}
+
+impl Evictable {
+    pub fn push(&self, log: Arc<Log>) {
+        lock(&self.logs).push_back(log);
+    }
+
+    /// Breaks the circle of logs that hold what holds this.
+    pub fn clear(&self) {
+        let logs = std::mem::take(&mut *lock(&self.logs));
+        drop(logs);
+    }
+
+    fn pop(&self) -> Option<Arc<Log>> {
+        lock(&self.logs).pop_front()
+    }
+
+    fn push_front(&self, log: Arc<Log>) {
+        lock(&self.logs).push_front(log);
+    }
 }
 
 /// All logs by group.

@@ -77,8 +77,11 @@ impl Memory {
         self.total.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    pub fn is_over_budget(&self) -> bool {
-        self.total() > self.max_bytes
+    /// How much there is above what is kept while all goes well. The last eighth of the budget is for
+    /// new entries, so that copies never make an append fail.
+    pub fn excess(&self) -> usize {
+        self.total()
+            .saturating_sub(self.max_bytes - self.max_bytes / 8)
     }
 
     /// The data that waits to be committed or flushed has used up the budget.

@@ -8,7 +8,7 @@ use std::thread::{self, JoinHandle};
 use chronik_types::id::RaftGroupId;
 use uuid::Uuid;
 
-use crate::core::{Core, Logs};
+use crate::core::{Core, Evictable, Logs};
 use crate::disk::{Disk, LockGuard};
 use crate::error::{OpenError, StorageError};
 use crate::flusher::{Flusher, Signals};
@@ -141,6 +141,7 @@ impl Storage {
             wal: Arc::new(WalQueue::new(poison.clone())),
             memory: Memory::new(config.memory_max_bytes),
             signals: Signals::default(),
+            evictable: Evictable::default(),
             poison: poison.clone(),
             segment_bytes: config.segment_bytes,
         });

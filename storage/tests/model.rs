@@ -164,7 +164,7 @@ impl World {
         let Some(log) = self.log(group) else { return };
         let model = self.models.entry(group).or_default();
         let (mut all, vote) = model.last();
-        let mut index = all
+        let index = all
             .last()
             .map_or(log.first_index(), |entry| entry.index + 1);
         let mut offset = log.log_end_offset().0;

@@ -1,6 +1,9 @@
 //! Moves entries of one log from memory to its segments, and drops copies that memory has no room for.
 
+use std::panic::resume_unwind;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
 use super::Flusher;
 use crate::entry::LogEntry;
@@ -12,6 +15,8 @@ use crate::segment::{FileKind, Segment, dir_of};
 
 /// Bytes that are written at a time.
 const FLUSH_MAX_BYTES: usize = 8 << 20;
+const SYNCS_PER_THREAD: usize = 4;
+const SYNC_THREADS_MAX: usize = 8;
 
 impl Flusher {
     /// Flushes a log that said it has enough.
@@ -85,103 +90,88 @@ impl Flusher {
         state.first_dirty_segment.get_or_insert(active_at);
         let bytes = state.set_flushed(next);
         self.core.memory.flushed(bytes);
-        if !state.is_evict_queued {
-            state.is_evict_queued = true;
-            drop(state);
-            self.core.signals.evictable(log.clone());
+        let is_new = !std::mem::replace(&mut state.is_evict_queued, true);
+        drop(state);
+        if is_new {
+            self.core.evictable.push(log.clone());
         }
+        self.core.evict();
     }
 
-    /// Fsyncs what was flushed. Sealed segments are synced with their indexes; those of the active
+    /// Fsyncs all that was flushed. Sealed segments are synced with their indexes; those of an active
     /// one may be lost, since lookups can do without.
-    pub(super) fn sync(&self, log: &Arc<Log>, with_indexes: bool) -> Result<(), StorageError> {
-        let (first_dirty, segments, has_new_files) = {
+    pub(super) fn sync_all(&self, with_indexes: bool) -> Result<(), StorageError> {
+        let mut dirty = Vec::new();
+        let mut files = Vec::new();
+        let mut dirs = Vec::new();
+        for log in self.logs.all() {
             let state = log.lock();
-            match state.first_dirty_segment {
-                Some(first) if !state.is_deleted => {
-                    (first, state.segments.clone(), state.has_new_files)
+            let Some(first_dirty) = state.first_dirty_segment.filter(|_| !state.is_deleted) else {
+                continue;
+            };
+            let last = state.segments.len() - 1;
+            for (at, segment) in state.segments.iter().enumerate().skip(first_dirty) {
+                for kind in FileKind::ALL {
+                    let is_index = matches!(kind, FileKind::OffsetIndex | FileKind::TimeIndex);
+                    let is_needed = !is_index || at < last || with_indexes;
+                    if is_needed && segment.file_bytes(kind) > 0 {
+                        files.push((log.group, segment.base_offset, kind));
+                    }
                 }
-                _ => return Ok(()),
             }
-        };
-        let last = segments.len() - 1;
-        for (at, segment) in segments.iter().enumerate().skip(first_dirty) {
-            for kind in FileKind::ALL {
-                let is_index = matches!(kind, FileKind::OffsetIndex | FileKind::TimeIndex);
-                if segment.file_bytes(kind) == 0 || (is_index && at == last && !with_indexes) {
-                    continue;
-                }
-                let file = self
-                    .core
-                    .files
-                    .open(log.group, segment.base_offset, kind, false);
-                file.and_then(|file| file.sync_data()).map_err(|e| {
-                    let path = self.core.files.path(log.group, segment.base_offset, kind);
-                    StorageError::io("cannot sync", &path, e)
-                })?;
+            if state.has_new_files {
+                dirs.push(dir_of(self.core.files.partitions(), log.group));
             }
+            drop(state);
+            dirty.push(log);
         }
-        if has_new_files {
-            let dir = dir_of(self.core.files.partitions(), log.group);
+        if !dirs.is_empty() {
+            dirs.push(self.core.files.partitions().clone());
+        }
+        in_parallel(&files, &|(group, base_offset, kind)| {
+            let file = self.core.files.open(*group, *base_offset, *kind, false);
+            file.and_then(|file| file.sync_data()).map_err(|e| {
+                let path = self.core.files.path(*group, *base_offset, *kind);
+                StorageError::io("cannot sync", &path, e)
+            })
+        })?;
+        in_parallel(&dirs, &|dir| {
             self.disk
-                .sync_dir(&dir)
-                .map_err(|e| StorageError::io("cannot sync", &dir, e))?;
+                .sync_dir(dir)
+                .map_err(|e| StorageError::io("cannot sync", dir, e))
+        })?;
+        for log in dirty {
+            let mut state = log.lock();
+            state.first_dirty_segment = None;
+            state.has_new_files = false;
         }
-        let mut state = log.lock();
-        state.first_dirty_segment = None;
-        state.has_new_files = false;
         Ok(())
     }
 
-    /// Drops copies of flushed entries until memory is within its budget, and flushes if that is
-    /// not enough.
+    /// Flushes until memory is within its bounds. Only the flusher can make room when dropping
+    /// copies is not enough.
     pub(super) fn free_memory(&mut self) -> Result<(), StorageError> {
         self.core.poison.check()?;
-        self.evict();
+        self.core.evict();
         let memory = &self.core.memory;
         // With little to flush the rest waits for its commit, and nothing can be done.
-        if memory.is_over_budget() && memory.ready() > memory.max_bytes / 16 {
-            let with_ready_bytes = |log: Arc<Log>| {
-                let bytes = log.lock().ready_bytes;
-                (bytes, log)
-            };
-            let mut logs: Vec<_> = self.logs.all().into_iter().map(with_ready_bytes).collect();
-            logs.sort_unstable_by_key(|(bytes, _)| std::cmp::Reverse(*bytes));
-            for (bytes, log) in logs {
-                if bytes == 0 || !self.core.memory.is_over_budget() {
-                    break;
-                }
-                self.flush(&log)?;
-                self.evict();
+        if memory.excess() == 0 || memory.ready() <= memory.max_bytes / 16 {
+            return Ok(());
+        }
+        let with_ready_bytes = |log: Arc<Log>| {
+            let bytes = log.lock().ready_bytes;
+            (bytes, log)
+        };
+        let mut logs: Vec<_> = self.logs.all().into_iter().map(with_ready_bytes).collect();
+        logs.sort_unstable_by_key(|(bytes, _)| std::cmp::Reverse(*bytes));
+        for (bytes, log) in logs {
+            // Down to half, so that it is not soon called again.
+            if bytes == 0 || memory.pinned() <= memory.max_bytes / 2 {
+                break;
             }
+            self.flush(&log)?;
         }
         Ok(())
-    }
-
-    /// Goes below the budget by an eighth, so as not to be called for every append.
-    fn evict(&self) {
-        let memory = &self.core.memory;
-        if !memory.is_over_budget() {
-            return;
-        }
-        let target = memory.max_bytes - memory.max_bytes / 8;
-        while let Some(wanted) = memory
-            .total()
-            .checked_sub(target)
-            .filter(|wanted| *wanted > 0)
-        {
-            let Some(log) = self.core.signals.next_evictable() else {
-                return;
-            };
-            let mut state = log.lock();
-            memory.evicted(state.evict(wanted));
-            let has_more = state.tail_first < state.flushed_next && !state.is_deleted;
-            state.is_evict_queued = has_more;
-            drop(state);
-            if has_more {
-                self.core.signals.still_evictable(log);
-            }
-        }
     }
 }
 
@@ -199,4 +189,28 @@ fn entries_from(log: &Log, next: u64) -> Vec<LogEntry> {
         entries.push(entry.entry.clone());
     }
     entries
+}
+
+/// Fsyncs wait for the disk, and many that wait together cost little more than one.
+fn in_parallel<T: Sync>(
+    items: &[T],
+    run: &(dyn Fn(&T) -> Result<(), StorageError> + Sync),
+) -> Result<(), StorageError> {
+    let threads = items.len().div_ceil(SYNCS_PER_THREAD).min(SYNC_THREADS_MAX);
+    if threads <= 1 {
+        return items.iter().try_for_each(run);
+    }
+    let next = AtomicUsize::new(0);
+    let work = || {
+        while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
+            run(item)?;
+        }
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        workers
+            .into_iter()
+            .try_for_each(|worker| worker.join().unwrap_or_else(|panic| resume_unwind(panic)))
+    })
 }

@@ -35,8 +35,6 @@ pub struct Signals {
 #[derive(Default)]
 struct Pending {
     to_flush: VecDeque<Arc<Log>>,
-    /// Logs with copies of flushed entries in memory, oldest flush first.
-    evictable: VecDeque<Arc<Log>>,
     to_delete: VecDeque<(RaftGroupId, Reply)>,
     recycle_wal: bool,
     free_memory: bool,
@@ -64,11 +62,20 @@ impl Signals {
     }
 
     pub fn flush(&self, log: Arc<Log>) {
-        self.tell(|pending| pending.to_flush.push_back(log));
+        self.tell(|pending| {
+            if !pending.stop {
+                pending.to_flush.push_back(log);
+            }
+        });
     }
 
+    /// Called for every append while memory is tight.
     pub fn free_memory(&self) {
-        self.tell(|pending| pending.free_memory = true);
+        let mut pending = lock(&self.inner);
+        if !std::mem::replace(&mut pending.free_memory, true) {
+            drop(pending);
+            self.changed.notify_one();
+        }
     }
 
     pub fn recycle_wal(&self) {
@@ -104,18 +111,6 @@ impl Signals {
         answer.recv().unwrap_or(Err(StorageError::Closed))
     }
 
-    fn evictable(&self, log: Arc<Log>) {
-        lock(&self.inner).evictable.push_back(log);
-    }
-
-    fn next_evictable(&self) -> Option<Arc<Log>> {
-        lock(&self.inner).evictable.pop_front()
-    }
-
-    fn still_evictable(&self, log: Arc<Log>) {
-        lock(&self.inner).evictable.push_front(log);
-    }
-
     fn next(&self) -> Work {
         let mut pending = lock(&self.inner);
         loop {
@@ -146,9 +141,22 @@ impl Signals {
 
     /// Breaks the circle of logs that wait here and hold what holds this.
     fn clear(&self) {
-        let pending = std::mem::take(&mut *lock(&self.inner));
-        lock(&self.inner).stop = true;
+        let stopped = Pending {
+            stop: true,
+            ..Pending::default()
+        };
+        let pending = std::mem::replace(&mut *lock(&self.inner), stopped);
         drop(pending);
+    }
+}
+
+/// Lets go of all that waits when the flusher ends, also by a panic, so that nobody waits for it.
+struct Clear(Arc<Core>);
+
+impl Drop for Clear {
+    fn drop(&mut self) {
+        self.0.signals.clear();
+        self.0.evictable.clear();
     }
 }
 
@@ -168,10 +176,10 @@ pub struct Flusher {
 impl Flusher {
     /// Runs until told to stop. After a failure nothing more is written.
     pub fn run(mut self) {
+        let _clear = Clear(self.core.clone());
         loop {
             let work = self.core.signals.next();
             if let Work::Stop = work {
-                self.core.signals.clear();
                 return;
             }
             let (result, reply) = match work {

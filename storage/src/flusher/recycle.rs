@@ -174,21 +174,6 @@ impl Flusher {
         receiver
     }
 
-    fn sync_all(&self, with_indexes: bool) -> Result<(), StorageError> {
-        let mut is_new_dir = false;
-        for log in self.logs.all() {
-            is_new_dir |= log.lock().first_dirty_segment == Some(0);
-            self.sync(&log, with_indexes)?;
-        }
-        if is_new_dir {
-            let dir = self.core.files.partitions();
-            self.disk
-                .sync_dir(dir)
-                .map_err(|e| StorageError::io("cannot sync", dir, e))?;
-        }
-        Ok(())
-    }
-
     fn write_checkpoint(&self, first_kept: WalFile, is_close: bool) -> Result<(), StorageError> {
         let (confirmed_frame, next_record) = self.wal_files.confirmed();
         let mut groups = Vec::new();

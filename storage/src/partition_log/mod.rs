@@ -120,7 +120,9 @@ impl PartitionLog {
         if has_batches {
             // Blank and membership entries always go: without them nothing could be committed,
             // and the memory never be freed.
-            core.memory.check(bytes)?;
+            core.memory
+                .check(bytes)
+                .inspect_err(|_| core.signals.free_memory())?;
         }
         let reservation = core.wal.reserve(bytes)?;
         let mut state = self.log.lock();
@@ -146,7 +148,8 @@ impl PartitionLog {
         core.memory.add(bytes);
         reservation.push(record, self.when_durable(first, next, on_durable));
         drop(state);
-        if core.memory.is_over_budget() {
+        core.evict();
+        if core.memory.excess() > 0 {
             core.signals.free_memory();
         }
         Ok(())

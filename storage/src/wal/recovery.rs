@@ -243,7 +243,8 @@ impl Scan<'_> {
         let mut from = end.position + 1;
         while from < size {
             let count = read_full_at(&*file, &mut buffer, from).map_err(failed)?;
-            for at in positions_of_magic(&buffer[..count]) {
+            let bytes = &buffer[..count];
+            for at in positions_of_magic(bytes).filter(|at| may_be_of(bytes, *at, sequence)) {
                 let at = from + at as u64;
                 let frame = self.frame(&*file, sequence, at, size).map_err(failed)?;
                 if let Ok((header, _)) = frame
@@ -281,12 +282,41 @@ impl Scan<'_> {
     }
 }
 
+/// Where the magic bytes are. Most blocks have none, and a block is looked through without a branch
+/// per byte.
 fn positions_of_magic(bytes: &[u8]) -> impl Iterator<Item = usize> {
+    const BLOCK: usize = 4096;
+    let is_magic = |window: &[u8]| window == MAGIC;
+    (0..bytes.len()).step_by(BLOCK).flat_map(move |from| {
+        let end = (from + BLOCK + MAGIC.len() - 1).min(bytes.len());
+        let block = &bytes[from..end];
+        let windows = if has_magic(block) {
+            block.windows(MAGIC.len())
+        } else {
+            [].windows(1)
+        };
+        windows
+            .enumerate()
+            .filter(move |(_, w)| is_magic(w))
+            .map(move |(at, _)| from + at)
+    })
+}
+
+fn has_magic(block: &[u8]) -> bool {
+    let [a, b, c, d] = MAGIC;
+    let count = block.len().saturating_sub(MAGIC.len() - 1);
+    let shifted = block[..count].iter().zip(block.iter().skip(1));
+    let shifted = shifted.zip(block.iter().skip(2).zip(block.iter().skip(3)));
+    shifted.fold(false, |found, ((w, x), (y, z))| {
+        found | ((*w == a) & (*x == b) & (*y == c) & (*z == d))
+    })
+}
+
+/// Whether the frame at `at` names this file, as far as its header is in `bytes`.
+fn may_be_of(bytes: &[u8], at: usize, sequence: u64) -> bool {
     bytes
-        .windows(MAGIC.len())
-        .enumerate()
-        .filter(|(_, w)| *w == MAGIC)
-        .map(|(at, _)| at)
+        .get(at + 8..at + 16)
+        .is_none_or(|field| field == sequence.to_le_bytes())
 }
 
 fn corrupt(file: &Path, position: u64, why: String) -> OpenError {
@@ -302,5 +332,23 @@ fn io_error(operation: &'static str, file: &Path, source: std::io::Error) -> Ope
         operation,
         file: file.to_owned(),
         source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_magic_is_found_at_every_position_and_across_blocks() {
+        for at in [0, 1, 4090, 4093, 4094, 4095, 4096, 4097, 8188, 8189, 9996] {
+            let mut bytes = vec![MAGIC[0]; 10_000];
+            bytes[at..at + MAGIC.len()].copy_from_slice(&MAGIC);
+            assert_eq!(positions_of_magic(&bytes).collect::<Vec<_>>(), vec![at]);
+        }
+        assert_eq!(positions_of_magic(&[]).count(), 0);
+        assert_eq!(positions_of_magic(&MAGIC[..3]).count(), 0);
+        assert!(may_be_of(&[0; 10], 0, 7));
+        assert!(!may_be_of(&[0; 16], 0, 7));
     }
 }

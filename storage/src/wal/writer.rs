@@ -82,6 +82,7 @@ impl WalWriter {
     pub fn run(mut self) {
         // Also after a panic, so that nobody waits for a thread that is gone.
         let _abandon = Abandon(self.queue.clone());
+        raise_priority();
         loop {
             let group = self.queue.take_group(GROUP_BYTES_MAX);
             if group.is_empty() {
@@ -163,5 +164,15 @@ impl WalWriter {
         });
         (self.on_new_file)();
         Ok(())
+    }
+}
+
+/// Everybody waits for this thread, which does little but wait for the disk itself: with all cores
+/// busy its turn must come at once. Without the permission it stays as it is.
+fn raise_priority() {
+    // SAFETY: changes the priority of the calling thread only, and touches no memory.
+    let result = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -10) };
+    if result != 0 {
+        tracing::debug!("the WAL thread runs at normal priority");
     }
 }
