@@ -82,7 +82,7 @@ impl Random {
 impl World {
     fn new(disk: FaultyDisk) -> Self {
         World {
-            storage: try_open(&disk).ok(),
+            storage: open_tight(&disk).ok(),
             disk,
             models: BTreeMap::new(),
             pending: Vec::new(),
@@ -145,7 +145,7 @@ impl World {
                     self.wait();
                     drop(storage);
                     if result.is_ok() {
-                        match try_open(&self.disk) {
+                        match open_tight(&self.disk) {
                             Ok(storage) => self.check(storage, true),
                             // The power failed while opening; the crash is still to come.
                             Err(error) => assert!(
@@ -243,7 +243,7 @@ impl World {
         self.wait();
         self.storage = None;
         self.disk = disk;
-        self.check(open(&self.disk), false);
+        self.check(open_tight(&self.disk).unwrap(), false);
     }
 
     /// Compares what was recovered with what may be there.

@@ -40,6 +40,15 @@ pub fn open(disk: &FaultyDisk) -> Storage {
     try_open(disk).unwrap()
 }
 
+/// With so little memory that entries are dropped from it, and refused, all the time.
+pub fn open_tight(disk: &FaultyDisk) -> Result<Storage, OpenError> {
+    let config = StorageConfig {
+        memory_max_bytes: 20_000,
+        ..small_config()
+    };
+    Storage::open(config, Arc::new(disk.clone()) as Arc<dyn Disk>)
+}
+
 pub fn try_open(disk: &FaultyDisk) -> Result<Storage, OpenError> {
     Storage::open(small_config(), Arc::new(disk.clone()) as Arc<dyn Disk>)
 }
