@@ -5,10 +5,11 @@
 #![allow(clippy::unwrap_used)]
 
 use std::io::{BufRead as _, BufReader, Read as _};
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -115,8 +116,8 @@ impl Launcher {
     }
 
     fn wait(&mut self) -> ExitStatus {
-        let child = &mut self.child;
-        until("the launcher ends", || child.try_wait().unwrap())
+        wait_until_gone(i32::try_from(self.child.id()).unwrap());
+        self.child.wait().unwrap()
     }
 }
 
@@ -137,33 +138,38 @@ fn send(pid: i32, signal: i32) {
     );
 }
 
-fn until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(value) = condition() {
-            return value;
-        }
-        assert!(Instant::now() < deadline, "waited in vain: {what}");
-        std::thread::sleep(Duration::from_millis(10));
+/// Whether the process ends within the time. Asks the kernel, which tells it at once; one that has
+/// ended and was not looked at by its parent yet (a zombie) has ended.
+fn ends_within(pid: i32, patience: Duration) -> bool {
+    // SAFETY: `pidfd_open` takes two numbers and touches no memory.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    if fd < 0 {
+        return true;
     }
+    // SAFETY: the call above has just opened it, and nobody else knows it.
+    let fd = unsafe { OwnedFd::from_raw_fd(i32::try_from(fd).unwrap()) };
+    let mut poll = libc::pollfd {
+        fd: fd.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: `poll` is one element, as told, and outlives the call.
+    unsafe { libc::poll(&mut poll, 1, i32::try_from(patience.as_millis()).unwrap()) > 0 }
 }
 
 fn runs(pid: i32) -> bool {
-    // A zombie (state Z) has ended; whoever adopted it has not looked yet.
-    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
-        !stat
-            .rsplit(')')
-            .next()
-            .unwrap_or("")
-            .trim_start()
-            .starts_with('Z')
-    })
+    !ends_within(pid, Duration::ZERO)
+}
+
+fn wait_until_gone(pid: i32) {
+    assert!(
+        ends_within(pid, PATIENCE),
+        "process {pid} still runs after {PATIENCE:?}"
+    );
 }
 
 fn assert_all_gone(pids: &[i32]) {
-    until("all children are gone", || {
-        (!pids.iter().any(|&pid| runs(pid))).then_some(())
-    });
+    pids.iter().for_each(|&pid| wait_until_gone(pid));
 }
 
 fn stopped(data_dir: &Path) -> Vec<String> {
@@ -283,8 +289,7 @@ fn a_second_signal_kills_at_once() {
     let pids = launcher.pids();
     launcher.signal(libc::SIGINT);
     // The gateway has stopped: the launcher is at the brokers, one of which does not listen.
-    let gateway = launcher.pid_of("gateway-1");
-    until("the gateway stops", || (!runs(gateway)).then_some(()));
+    wait_until_gone(launcher.pid_of("gateway-1"));
     assert!(runs(launcher.pid_of("broker-1")));
     launcher.signal(libc::SIGINT);
     assert_eq!(launcher.wait().code(), Some(1));
