@@ -28,9 +28,10 @@ use super::in_flight::Pending;
 use super::raft_config::{Batches, Entry, LogId, REPLICATION_READ_SIZE_MAX, TypeConfig, Vote};
 use super::traces::Traces;
 
-/// How long an append waits for other groups' data to be committed when the storage is full.
-const ROOM_WAIT_MAX: Duration = Duration::from_secs(30);
-const ROOM_RETRY_INTERVAL: Duration = Duration::from_millis(5);
+/// How often an append looks for room while the storage is full, and how often it says so.
+const ROOM_RETRY_MIN: Duration = Duration::from_millis(5);
+const ROOM_RETRY_MAX: Duration = Duration::from_millis(100);
+const ROOM_WARN_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The log of one group as openraft sees it. Clones share everything.
 #[derive(Clone)]
@@ -134,26 +135,34 @@ impl LogStore {
         })
     }
 
-    /// Appends; waits while the storage holds all the uncommitted data that it may. Any other error
-    /// ends this replica, as openraft has it.
+    /// Appends; waits while the storage holds all the uncommitted data that it may, for as long as
+    /// that takes: an error here would end this replica for good. Other groups' commits make room,
+    /// and a storage that fails or closes ends the wait.
     async fn append_when_there_is_room(
         &self,
         entries: Vec<LogEntry>,
         when_durable: WhenDurable,
     ) -> io::Result<()> {
         let when_durable = Arc::new(Mutex::new(Some(when_durable)));
-        let give_up = Instant::now() + ROOM_WAIT_MAX;
+        let mut pause = ROOM_RETRY_MIN;
+        let mut warn_at = Instant::now() + ROOM_WARN_INTERVAL;
         loop {
             match self
                 .log
                 .append(entries.clone(), self::callback(&when_durable))
             {
                 Ok(()) => return Ok(()),
-                Err(StorageError::Overloaded { .. }) if Instant::now() < give_up => {
-                    tokio::time::sleep(ROOM_RETRY_INTERVAL).await;
+                Err(error @ StorageError::Overloaded { .. }) => {
+                    if Instant::now() >= warn_at {
+                        let raft_group_id = self.log.group_id();
+                        tracing::warn!(%raft_group_id, %error, "an append waits for room");
+                        warn_at = Instant::now() + ROOM_WARN_INTERVAL;
+                    }
                 }
                 Err(error) => return Err(io_error(error)),
             }
+            tokio::time::sleep(pause).await;
+            pause = pause.saturating_mul(2).min(ROOM_RETRY_MAX);
         }
     }
 

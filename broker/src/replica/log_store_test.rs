@@ -141,3 +141,33 @@ async fn replication_reads_are_bounded_by_bytes_and_apply_reads_everything() {
     }
     storage.close().unwrap();
 }
+
+#[tokio::test]
+async fn an_append_waits_until_the_storage_has_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = StorageConfig {
+        dir: dir.path().to_owned(),
+        memory_max_bytes: 64 * 1024,
+        ..StorageConfig::default()
+    };
+    let storage = Storage::open(config, Arc::new(RealDisk)).unwrap();
+    let log = |group| storage.open_log(RaftGroupId(group)).unwrap();
+    let mut full = LogStore::new(log(1), Arc::default());
+    let mut waits = LogStore::new(log(2), Arc::default());
+    let body = "x".repeat(60 * 1024);
+    full.blocking_append([normal(1, 0, stamped(value(&body), 0, 1))])
+        .await
+        .unwrap();
+    let append = waits.blocking_append([normal(1, 0, stamped(value(&body), 0, 1))]);
+    tokio::pin!(append);
+    let early = tokio::time::timeout(std::time::Duration::from_millis(50), &mut append).await;
+    assert!(early.is_err(), "there is no room yet");
+    // What is committed goes to a segment and gives its room to others.
+    full.save_committed(Some(codec::log_id(1, 0)))
+        .await
+        .unwrap();
+    let limit = std::time::Duration::from_secs(20);
+    tokio::time::timeout(limit, append).await.unwrap().unwrap();
+    assert_eq!(log(2).log_end_offset(), Offset(1));
+    storage.close().unwrap();
+}

@@ -176,3 +176,21 @@ pub fn raft_config(timing: RaftTiming) -> Arc<openraft::Config> {
         ..openraft::Config::default()
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn openraft_accepts_the_default_timing() {
+        let config = raft_config(RaftTiming::default());
+        openraft::Config::clone(&config).validate().unwrap();
+        // A suppressed heartbeat must not be mistaken for a dead leader where ticks are on.
+        let tick = config.heartbeat_interval * 13 / 64;
+        let longest_silence = config.heartbeat_interval * 2 + tick;
+        assert!(
+            longest_silence < config.election_timeout_min,
+            "{longest_silence}"
+        );
+    }
+}
