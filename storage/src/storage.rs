@@ -1,7 +1,7 @@
 //! The storage of one broker: opens, recovers, closes, and owns the two threads.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
@@ -102,24 +102,7 @@ impl Storage {
         config.validate()?;
         let dir = config.dir.clone();
         let (wal_dir, partitions) = (dir.join("wal"), dir.join("partitions"));
-        let io_error = |operation, e| OpenError::Io {
-            operation,
-            file: dir.clone(),
-            source: e,
-        };
-        disk.create_dir_all(&dir)
-            .map_err(|e| io_error("cannot make", e))?;
-        let guard = disk
-            .lock(&dir.join("lock"))
-            .map_err(|e| io_error("cannot lock", e))?;
-        let guard = guard.ok_or_else(|| OpenError::Locked { dir: dir.clone() })?;
-        for sub in [&wal_dir, &partitions] {
-            disk.create_dir_all(sub)
-                .map_err(|e| io_error("cannot make", e))?;
-        }
-        disk.sync_dir(&dir)
-            .map_err(|e| io_error("cannot sync", e))?;
-
+        let guard = take_folder(&*disk, &dir, &[&wal_dir, &partitions])?;
         let checkpoint = recovery::open_checkpoint(&*disk, &dir, &wal_dir, &partitions)?;
         let storage_id = checkpoint.storage_id;
         let wal_files = Arc::new(WalFiles::new(
@@ -152,23 +135,13 @@ impl Storage {
             .collect();
         logs.values().for_each(|log| account(&core, log));
 
-        let on_new_file = {
-            let (core, files, max) = (core.clone(), wal_files.clone(), config.wal_files_max);
-            Box::new(move || {
-                if files.live_count() > max {
-                    core.signals.recycle_wal();
-                } else if files.wants_spare() {
-                    core.signals.prepare_spare();
-                }
-            })
-        };
         let mut writer = WalWriter::new(
             wal_files.clone(),
             core.wal.clone(),
             poison,
             storage_id,
             recovered.position,
-            on_new_file,
+            when_new_file(&core, &wal_files, config.wal_files_max),
         );
         writer.open_first()?;
         let logs = Arc::new(Logs::new(logs, recovered.deleted_at));
@@ -189,14 +162,8 @@ impl Storage {
             threads: Mutex::default(),
             lock: Mutex::new(Some(guard)),
         };
-        let wal = thread::Builder::new()
-            .name("wal".to_owned())
-            .spawn(move || writer.run());
-        lock(&owner.threads).push(wal.map_err(|e| io_error("cannot start a thread for", e))?);
-        let flusher = thread::Builder::new()
-            .name("flusher".to_owned())
-            .spawn(move || flusher.run());
-        lock(&owner.threads).push(flusher.map_err(|e| io_error("cannot start a thread for", e))?);
+        owner.start("wal", move || writer.run())?;
+        owner.start("flusher", move || flusher.run())?;
         Ok(Storage {
             owner: Arc::new(owner),
         })
@@ -258,6 +225,21 @@ impl Storage {
 }
 
 impl Owner {
+    fn start(
+        &self,
+        name: &'static str,
+        run: impl FnOnce() + Send + 'static,
+    ) -> Result<(), OpenError> {
+        let thread = thread::Builder::new().name(name.to_owned()).spawn(run);
+        let thread = thread.map_err(|source| OpenError::Io {
+            operation: "cannot start the thread",
+            file: name.into(),
+            source,
+        })?;
+        lock(&self.threads).push(thread);
+        Ok(())
+    }
+
     fn stop(&self) {
         self.core.wal.close();
         self.core.signals.stop();
@@ -286,6 +268,37 @@ impl Drop for Owner {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+/// Makes the folder and those in it, and locks it.
+fn take_folder(disk: &dyn Disk, dir: &Path, subs: &[&Path]) -> Result<LockGuard, OpenError> {
+    let failed = |source| OpenError::Io {
+        operation: "cannot use",
+        file: dir.to_owned(),
+        source,
+    };
+    disk.create_dir_all(dir).map_err(failed)?;
+    let guard = disk.lock(&dir.join("lock")).map_err(failed)?;
+    let guard = guard.ok_or_else(|| OpenError::Locked {
+        dir: dir.to_owned(),
+    })?;
+    subs.iter()
+        .try_for_each(|sub| disk.create_dir_all(sub))
+        .map_err(failed)?;
+    disk.sync_dir(dir).map_err(failed)?;
+    Ok(guard)
+}
+
+/// What the WAL thread does when the log goes on in another file.
+fn when_new_file(core: &Arc<Core>, files: &Arc<WalFiles>, max: usize) -> Box<dyn Fn() + Send> {
+    let (core, files) = (core.clone(), files.clone());
+    Box::new(move || {
+        if files.live_count() > max {
+            core.signals.recycle_wal();
+        } else if files.wants_spare() {
+            core.signals.prepare_spare();
+        }
+    })
 }
 
 /// Counts a recovered log's memory, and has it flushed if there is enough.

@@ -6,8 +6,8 @@
 use bytes::Bytes;
 use chronik_types::offset::Offset;
 
-use super::check_batches;
 use super::state::{LogState, TailEntry};
+use super::write::check_batches;
 use crate::entry::{LogEntry, Payload};
 use crate::wal::Action;
 
