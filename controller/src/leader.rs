@@ -14,7 +14,9 @@ use crate::controller::{Controller, Role};
 use crate::liveness::Expired;
 use crate::raft::Leadership;
 
-/// Between two attempts of something that a majority did not take.
+/// Between two attempts to take over: right after an election the lease may not be there yet.
+const TAKE_OVER_RETRY: Duration = Duration::from_millis(20);
+/// Between two attempts to end sessions that a majority did not take.
 const RETRY: Duration = Duration::from_millis(300);
 
 /// Runs until `stop`.
@@ -66,8 +68,8 @@ async fn lead(controller: &Controller, term: Option<u64>) {
         controllers,
     });
     while let Err(error) = controller.propose(command.clone()).await {
-        tracing::warn!(%error, term, "cannot take over yet");
-        tokio::time::sleep(RETRY).await;
+        tracing::debug!(%error, term, "cannot take over yet");
+        tokio::time::sleep(TAKE_OVER_RETRY).await;
     }
     let image = controller.image();
     controller.liveness().reset(&image, Instant::now());

@@ -171,7 +171,8 @@ impl Running {
         self.stop().await
     }
 
-    /// Hands leadership over, finishes open requests, closes the database.
+    /// Hands leadership over, finishes open requests, closes the database. Returns what had
+    /// failed, if anything.
     pub async fn stop(self) -> anyhow::Result<()> {
         let Self {
             controller,
@@ -180,24 +181,20 @@ impl Running {
             db_worker,
             ..
         } = self;
-        let failed_before = stop.is_cancelled();
-        if !failed_before {
-            controller.node().stop().await;
+        if !stop.is_cancelled() {
+            controller.node().hand_over().await;
         }
         stop.cancel();
         let mut outcome = Ok(());
         for (name, mut task) in tasks {
             match tokio::time::timeout(DRAIN_TIMEOUT, &mut task).await {
-                // Raft ends when it is told to: an error only where it came first.
-                Ok(Ok(Err(error))) if failed_before || name != "raft" => outcome = Err(error),
-                Ok(Ok(_)) => {}
+                Ok(Ok(Ok(()))) => {}
+                Ok(Ok(Err(error))) => outcome = Err(error),
                 Ok(Err(error)) => outcome = Err(anyhow!("{name}: {error}")),
                 Err(_) => task.abort(),
             }
         }
-        if failed_before {
-            controller.node().stop().await;
-        }
+        controller.node().shut_down().await;
         drop(controller);
         if tokio::time::timeout(DRAIN_TIMEOUT, db_worker)
             .await
@@ -210,16 +207,18 @@ impl Running {
 
     /// Stops as a killed process does: nothing is handed over or finished. For tests.
     pub async fn kill(self) {
-        for (_, task) in &self.tasks {
-            task.abort();
-        }
-        self.stop.cancel();
-        self.controller.node().kill().await;
         let Self {
             controller,
+            stop,
+            tasks,
             db_worker,
             ..
         } = self;
+        for (_, task) in tasks {
+            task.abort();
+        }
+        stop.cancel();
+        controller.node().shut_down().await;
         drop(controller);
         // The folder's lock must be free for whoever starts next.
         let _ = tokio::time::timeout(DRAIN_TIMEOUT, db_worker).await;

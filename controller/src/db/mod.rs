@@ -118,8 +118,9 @@ impl Db {
     pub async fn open(folder: &Path) -> Result<(Db, Contents, JoinHandle<()>), DbError> {
         let lock = lock_folder(folder)?;
         let mut connection = connect(&folder.join(FILE_NAME)).await?;
+        // `run_direct`, since the future of `run` is not `Send`.
         sqlx::migrate!("../migrations")
-            .run(&mut connection)
+            .run_direct(None, &mut connection, false)
             .await
             .map_err(|error| DbError::Migrate(Arc::new(error)))?;
         let (applied, state) = state_tables::load(&mut connection).await?;

@@ -220,32 +220,29 @@ impl RaftNode {
             .map_or_else(|| "raft stopped".to_owned(), |error| error.to_string())
     }
 
-    /// Hands leadership over if it is here, then stops.
-    pub async fn stop(&self) {
-        if let Leadership::Local { .. } = *self.leadership.borrow()
-            && let Some(successor) = self.best_follower()
-        {
-            let mut leadership = self.leadership.clone();
-            let handover = async {
-                self.raft.trigger().transfer_leader(successor).await.ok()?;
-                let remote = |l: &Leadership| matches!(l, Leadership::Remote { .. });
-                leadership.wait_for(remote).await.ok().map(|_| ())
-            };
-            let outcome = tokio::time::timeout(HANDOVER_TIMEOUT, handover).await;
-            tracing::info!(
-                successor,
-                handed_over = matches!(outcome, Ok(Some(()))),
-                "stopping"
-            );
-        }
+    /// Hands leadership over if it is here, so that the others need not wait for a timeout.
+    pub async fn hand_over(&self) {
+        let Leadership::Local { .. } = *self.leadership.borrow() else {
+            return;
+        };
+        let Some(successor) = self.best_follower() else {
+            return;
+        };
+        let mut leadership = self.leadership.clone();
+        let handover = async {
+            self.raft.trigger().transfer_leader(successor).await.ok()?;
+            let remote = |l: &Leadership| matches!(l, Leadership::Remote { .. });
+            leadership.wait_for(remote).await.ok().map(|_| ())
+        };
+        let outcome = tokio::time::timeout(HANDOVER_TIMEOUT, handover).await;
+        let handed_over = matches!(outcome, Ok(Some(())));
+        tracing::info!(successor, handed_over, "stops leading the controllers");
+    }
+
+    pub async fn shut_down(&self) {
         if let Err(error) = self.raft.shutdown().await {
             tracing::warn!(%error, "raft did not stop in order");
         }
-    }
-
-    /// Stops at once, without a successor.
-    pub async fn kill(&self) {
-        let _ = self.raft.shutdown().await;
     }
 
     /// A follower that has all of the log.

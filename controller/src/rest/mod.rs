@@ -8,9 +8,6 @@ mod dto;
 mod error;
 mod topics;
 
-#[cfg(test)]
-mod tests;
-
 use std::sync::Arc;
 
 use axum::Router;
