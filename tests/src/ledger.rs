@@ -34,15 +34,16 @@ pub struct Produced {
 impl Production {
     /// `arguments` as of `franz-go-client produce`.
     pub fn start(cluster: &Cluster, topic: &str, arguments: &[&str]) -> Self {
-        let ledger = cluster.file(&format!("{topic}.ledger"));
+        Self::start_at(&cluster.bootstrap(), &cluster.file(""), topic, arguments)
+    }
+
+    /// Files go to `folder`.
+    pub fn start_at(bootstrap: &str, folder: &Path, topic: &str, arguments: &[&str]) -> Self {
+        let ledger = folder.join(format!("{topic}.ledger"));
         let path = ledger.to_string_lossy().into_owned();
-        let mut command = franz_go(
-            "produce",
-            &cluster.bootstrap(),
-            &["-topic", topic, "-ledger", &path],
-        );
+        let mut command = franz_go("produce", bootstrap, &["-topic", topic, "-ledger", &path]);
         command.args(arguments);
-        let errors = cluster.file(&format!("{topic}.produce.log"));
+        let errors = folder.join(format!("{topic}.produce.log"));
         let process = Talking::spawn(&format!("producer of {topic}"), &mut command, &errors);
         Self {
             process,

@@ -36,7 +36,8 @@ impl ProcessId {
     pub fn of(pid: u32) -> Option<Self> {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         let mut fields = stat[stat.rfind(')')? + 2..].split(' ');
-        if fields.next()? == "Z" {
+        // The first thread may be a zombie while others still hold ports and files.
+        if fields.next()? == "Z" && thread_count(pid) <= 1 {
             return None;
         }
         Some(Self {
@@ -66,6 +67,10 @@ impl ProcessId {
             || holds(!self.is_alive(), "still there"),
         );
     }
+}
+
+fn thread_count(pid: u32) -> usize {
+    std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count)
 }
 
 /// A child of the test: killed and reaped when dropped.
@@ -131,8 +136,15 @@ impl Talking {
         let stdout = child.0.stdout.take().expect("stdout is piped");
         let (sender, lines) = channel();
         std::thread::spawn(move || {
-            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-                if sender.send(line).is_err() {
+            let mut pipe = BufReader::new(stdout);
+            let mut line = Vec::new();
+            while pipe
+                .read_until(b'\n', &mut line)
+                .is_ok_and(|count| count > 0)
+            {
+                let text = String::from_utf8_lossy(&line).trim_end().to_owned();
+                line.clear();
+                if sender.send(text).is_err() {
                     return;
                 }
             }

@@ -73,7 +73,7 @@ func probe(ctx context.Context, args []string) error {
 }
 
 // group joins a consumer group and prints "assigned <partitions>" at every change and "record
-// <partition> <offset> <value>" for each record, after it was committed. End of standard input: it
+// <partition> <offset>" for each record, after it was committed. End of standard input: it
 // leaves the group. Records are committed one poll at a time.
 func group(ctx context.Context, args []string) error {
 	c := newCommon("group")
@@ -145,7 +145,7 @@ func group(ctx context.Context, args []string) error {
 				fmt.Fprintf(os.Stderr, "group: commit: %v\n", err)
 			} else {
 				for _, r := range records {
-					say("record %d %d %s", r.Partition, r.Offset, r.Value)
+					say("record %d %d", r.Partition, r.Offset)
 				}
 			}
 		}

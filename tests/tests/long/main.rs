@@ -1,0 +1,4 @@
+//! What only `make test-all` runs: a real Jaeger, and containers.
+
+mod containers;
+mod tracing;
