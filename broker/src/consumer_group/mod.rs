@@ -28,6 +28,8 @@ mod coordinator_test;
 #[cfg(test)]
 pub(crate) mod memory_log;
 #[cfg(test)]
+mod replica_log_test;
+#[cfg(test)]
 mod state_test;
 
 pub use config::GroupConfig;
