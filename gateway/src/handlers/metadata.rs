@@ -33,8 +33,10 @@ pub async fn handle(context: Context, request: m::MetadataRequest) -> m::Metadat
         create_missing(services, keys, &mut failed).await;
     }
     let snapshot = services.cache.load();
+    let brokers = snapshot.image.brokers.values();
+    let alive: BTreeSet<BrokerId> = brokers.filter(|b| !b.fenced).map(|b| b.broker_id).collect();
     let answer = |topic: &Arc<Topic>| {
-        let mut answer = describe(services, &snapshot, topic, version);
+        let mut answer = describe(services, &alive, topic, version);
         if request.include_topic_authorized_operations {
             answer.topic_authorized_operations = TOPIC_OPERATIONS;
         }
@@ -60,7 +62,7 @@ pub async fn handle(context: Context, request: m::MetadataRequest) -> m::Metadat
             .collect(),
     };
     let mut response = message!(m::MetadataResponse {
-        brokers: brokers(&snapshot),
+        brokers: broker_nodes(&snapshot),
         cluster_id: snapshot
             .is_known()
             .then(|| snapshot.image.cluster_id.as_str().into()),
@@ -115,7 +117,7 @@ fn all_topics(snapshot: &Snapshot) -> Vec<&Arc<Topic>> {
     topics
 }
 
-fn brokers(snapshot: &Snapshot) -> Vec<MetadataResponseBroker> {
+fn broker_nodes(snapshot: &Snapshot) -> Vec<MetadataResponseBroker> {
     snapshot
         .image
         .brokers
@@ -150,21 +152,14 @@ fn unknown(key: &TopicKey, code: ErrorCode) -> MetadataResponseTopic {
 
 fn describe(
     services: &Services,
-    snapshot: &Snapshot,
+    alive: &BTreeSet<BrokerId>,
     topic: &Topic,
     version: i16,
 ) -> MetadataResponseTopic {
-    let alive: BTreeSet<BrokerId> = snapshot
-        .image
-        .brokers
-        .values()
-        .filter(|b| !b.fenced)
-        .map(|b| b.broker_id)
-        .collect();
     let partitions = topic
         .partitions
         .iter()
-        .map(|partition| describe_partition(services, &alive, partition, version))
+        .map(|partition| describe_partition(services, alive, partition, version))
         .collect();
     message!(MetadataResponseTopic {
         name: Some((&*topic.name).into()),

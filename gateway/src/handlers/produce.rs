@@ -80,7 +80,6 @@ struct Work {
     snapshot: Arc<Snapshot>,
     topics: Vec<Topic>,
     span: Option<Span>,
-    trace: Option<TraceContext>,
     traceparent: String,
 }
 
@@ -101,10 +100,9 @@ impl Work {
             }
         }
         let span = root_span(&context, request);
-        let trace = span.as_ref().map(Span::context);
-        let traceparent = trace
+        let traceparent = span
             .as_ref()
-            .map(TraceContext::traceparent)
+            .map(|s| s.context().traceparent())
             .unwrap_or_default();
         let topics = Vec::with_capacity(request.topics.len());
         Work {
@@ -112,7 +110,6 @@ impl Work {
             snapshot,
             topics,
             span,
-            trace,
             traceparent,
         }
     }
@@ -302,7 +299,6 @@ impl Work {
             snapshot,
             topics,
             mut span,
-            trace: _trace,
             ..
         } = self;
         let version = context.version;
