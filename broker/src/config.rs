@@ -170,7 +170,11 @@ impl Default for Config {
             storage: StorageSettings::default(),
             replication: ReplicationSettings::default(),
             consumer_groups: GroupConfig::default(),
-            telemetry: TelemetryConfig::default(),
+            telemetry: TelemetryConfig {
+                // Raft reports each step of each group, and each failed attempt to reach a dead peer.
+                log_filter: "info,openraft=error".to_owned(),
+                ..TelemetryConfig::default()
+            },
         }
     }
 }
@@ -312,7 +316,8 @@ CHRONIK_BROKER_STORAGE__MEMORY_MAX_BYTES. Flags win over the environment, and th
   write-queue-max-bytes [16777216]
 
   [telemetry]
-  log-filter                a level, or directives such as info,chronik_broker=debug [info]
+  log-filter                a level, or directives such as info,chronik_broker=debug
+                            [info,openraft=error]
   log-format                text or json [text]
   otlp-endpoint             where traces go, such as http://127.0.0.1:4317 [none]
   trace-sample-ratio        only used by gateways [0.01]";

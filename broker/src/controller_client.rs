@@ -27,6 +27,8 @@ use tonic::Status;
 use tracing::{info, warn};
 use uuid::Uuid;
 
+#[cfg(test)]
+pub(crate) use image_file::load as load_image;
 use pool::ControllerPool;
 
 const CALL_TIMEOUT: Duration = Duration::from_secs(3);

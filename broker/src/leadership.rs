@@ -52,6 +52,8 @@ pub struct CampaignTiming {
     /// Before the second attempt; doubles up to `retry_max`.
     pub retry_min: Duration,
     pub retry_max: Duration,
+    /// Same, for a group that never had a leader.
+    pub retry_new_max: Duration,
 }
 
 impl CampaignTiming {
@@ -63,6 +65,7 @@ impl CampaignTiming {
             fenced: Duration::from_millis(1_000),
             retry_min: Duration::from_millis(40),
             retry_max: Duration::from_secs(2),
+            retry_new_max: Duration::from_millis(100),
         }
     }
 }
@@ -164,11 +167,15 @@ pub fn reaches_majority(view: &GroupView<'_>, links: &LinkTable) -> bool {
 /// This replica's place among those that can campaign now; 0 goes first. None: it is not one.
 pub fn rank(view: &GroupView<'_>, world: &World<'_>, status: LeaderStatus) -> Option<u32> {
     let gone = view.leader.filter(|_| status.is_certainly_gone());
+    // One that is being connected keeps its place: at a start, links come up one after the other.
+    let may_campaign = |broker: BrokerId| {
+        matches!(
+            world.links.status(broker).state,
+            LinkState::Up | LinkState::Connecting
+        ) && !world.fenced.contains(&broker)
+    };
     let candidates = view.replicas.iter().filter(|replica| {
-        **replica == view.me
-            || (Some(**replica) != gone
-                && world.links.status(replica.broker_id).is_up()
-                && !world.fenced.contains(&replica.broker_id))
+        **replica == view.me || (Some(**replica) != gone && may_campaign(replica.broker_id))
     });
     let place = candidates
         .into_iter()
@@ -363,7 +370,7 @@ mod tests {
         };
         assert_eq!(
             unheard.decide(),
-            (LeaderStatus::Unconfirmed, Some(400 * MS))
+            (LeaderStatus::Unconfirmed, Some(550 * MS))
         );
     }
 
@@ -378,6 +385,8 @@ mod tests {
             Case::new(3, None, &up).decide(),
             (LeaderStatus::None, Some(300 * MS))
         );
+        // Broker 1 keeps its place while it is not known to be dead.
+        assert_eq!(Case::new(2, None, &[(3, Up)]).decide().1, Some(150 * MS));
         let first_dead = [(1, Refused), (2, Up), (3, Up)];
         assert_eq!(Case::new(2, None, &first_dead).decide().1, Some(0 * MS));
     }

@@ -24,5 +24,7 @@ pub mod rpc;
 mod process;
 #[cfg(test)]
 mod cluster_test;
+#[cfg(test)]
+mod fake_controller;
 
 pub use process::{Running, start};

@@ -274,12 +274,13 @@ impl Running {
         // 3. Requests, then coordinators, then Raft.
         self.stop_rpc.cancel();
         self.stop.cancel();
-        let ended = timeout(TASKS_TIMEOUT, async {
-            while self.tasks.join_next().await.is_some() {}
+        let tasks = async { while self.tasks.join_next().await.is_some() {} };
+        let parts = async {
             self.groups.shutdown().await;
             self.client.stopped().await;
             self.peers.stopped().await;
-        });
+        };
+        let ended = timeout(TASKS_TIMEOUT, futures::future::join(tasks, parts));
         if ended.await.is_err() {
             warn!("some tasks did not end in time");
             self.tasks.abort_all();

@@ -15,7 +15,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::info;
+use tracing::{debug, info, warn};
 
 use super::hand_over::hand_over;
 use super::{Assigned, CampaignTiming, GroupEvent, GroupView, LeaderStatus, World};
@@ -23,6 +23,7 @@ use super::{campaign_delay, leader_status};
 use crate::controller_client::ClusterView;
 use crate::metrics::BrokerMetrics;
 use crate::peers::campaign::{elect, greet, held_vote, take_over};
+use crate::peers::membership::{change_voters, has_voters};
 use crate::peers::{LinkTable, Peers};
 use crate::replica::{Leadership, Replica};
 
@@ -30,14 +31,23 @@ use crate::replica::{Leadership, Replica};
 const CAMPAIGNS_MAX: usize = 64;
 /// How long one campaign is waited for before the next attempt is considered.
 const CAMPAIGN_TIMEOUT: Duration = Duration::from_millis(150);
+/// Same, for a new group: the others may not have opened their replicas yet.
+const NEW_TIMEOUT: Duration = Duration::from_millis(40);
 /// Same, where a shorter log was in the way: the first attempt often meets a term that is taken.
 const NUDGED_TIMEOUT: Duration = Duration::from_millis(20);
+/// When a broker dies that led many partitions, the second candidate of each waits longer, since
+/// the first one has many campaigns to run.
+const STAGGER_PER_GROUP: Duration = Duration::from_millis(1);
+const STAGGER_EXTRA_MAX: Duration = Duration::from_millis(600);
 /// Leaders given back in one pass, and the time between passes.
 const HAND_BACKS_MAX: usize = 32;
 const HAND_BACK_INTERVAL: Duration = Duration::from_millis(300);
 /// Entries that a preferred leader may be behind when it gets its partition back.
 const HAND_BACK_LAG_MAX: u64 = 64;
 const HAND_BACK_TIMEOUT: Duration = Duration::from_secs(5);
+/// Voters of groups changed at the same time: a new replica copies its whole log.
+const CHANGES_MAX: usize = 4;
+const CHANGE_RETRY_DELAY: Duration = Duration::from_secs(2);
 
 /// What the driver works with.
 pub struct DriverOptions {
@@ -74,6 +84,7 @@ struct Group {
     due: Option<Instant>,
     campaigning: bool,
     handing_back: bool,
+    changing_voters: bool,
     stop_watching: CancellationToken,
 }
 
@@ -82,6 +93,7 @@ enum TaskEvent {
     Leadership(RaftGroupId),
     Campaigned(RaftGroupId),
     HandedBack(RaftGroupId),
+    VotersChanged(RaftGroupId),
 }
 
 struct Driver {
@@ -90,10 +102,13 @@ struct Driver {
     due: BinaryHeap<Reverse<(Instant, RaftGroupId)>>,
     links: LinkTable,
     up_since: HashMap<BrokerId, Instant>,
+    /// Added to the stagger, for the number of partitions that lost their leader at once.
+    stagger_extra: Duration,
     fenced: BTreeSet<BrokerId>,
     next_hand_back: Option<Instant>,
     events: mpsc::UnboundedSender<TaskEvent>,
     campaigns: Arc<Semaphore>,
+    changes: Arc<Semaphore>,
     tasks: TaskTracker,
 }
 
@@ -109,10 +124,12 @@ pub async fn run(options: DriverOptions) {
         due: BinaryHeap::new(),
         links: LinkTable::default(),
         up_since: HashMap::new(),
+        stagger_extra: Duration::ZERO,
         fenced: BTreeSet::new(),
         next_hand_back: None,
         events,
         campaigns: Arc::new(Semaphore::new(CAMPAIGNS_MAX)),
+        changes: Arc::new(Semaphore::new(CHANGES_MAX)),
         tasks: TaskTracker::new(),
     };
     driver.links_changed(links.borrow_and_update().clone());
@@ -172,6 +189,7 @@ impl Driver {
                     due: None,
                     campaigning: false,
                     handing_back: false,
+                    changing_voters: false,
                     stop_watching,
                 };
                 self.groups.insert(group, state);
@@ -180,6 +198,7 @@ impl Driver {
             GroupEvent::Assigned(Assigned { group, replicas }) => {
                 if let Some(state) = self.groups.get_mut(&group) {
                     state.replicas = replicas;
+                    self.check_voters(group);
                     self.evaluate(group);
                     self.plan_hand_back(HAND_BACK_INTERVAL);
                 }
@@ -217,6 +236,12 @@ impl Driver {
             TaskEvent::Leadership(group) => self.leadership_changed(group),
             TaskEvent::Campaigned(group) => {
                 if let Some(state) = self.groups.get_mut(&group) {
+                    debug!(
+                        raft_group_id = group.0,
+                        attempts = state.attempts,
+                        leader = ?state.leadership.leader,
+                        "a campaign has ended"
+                    );
                     state.campaigning = false;
                     state.attempts = state.attempts.saturating_add(1);
                     state.due = None;
@@ -228,7 +253,50 @@ impl Driver {
                     state.handing_back = false;
                 }
             }
+            TaskEvent::VotersChanged(group) => {
+                if let Some(state) = self.groups.get_mut(&group) {
+                    state.changing_voters = false;
+                    self.check_voters(group);
+                }
+            }
         }
+    }
+
+    /// A leader whose group has other voters than its assignment changes them.
+    fn check_voters(&mut self, id: RaftGroupId) {
+        let Some(group) = self.groups.get_mut(&id) else {
+            return;
+        };
+        let wanted: BTreeSet<ReplicaId> = group.replicas.iter().copied().collect();
+        if !group.leadership.is_leader
+            || group.changing_voters
+            || !wanted.contains(&group.replica.replica_id())
+            || has_voters(&group.replica, &wanted)
+        {
+            return;
+        }
+        group.changing_voters = true;
+        let (replica, events, changes) = (
+            group.replica.clone(),
+            self.events.clone(),
+            self.changes.clone(),
+        );
+        let stop = group.stop_watching.clone();
+        let change = async move {
+            let _permit = changes.acquire_owned().await;
+            info!(raft_group_id = id.0, "changes the voters of a partition");
+            if let Err(error) = change_voters(&replica, &wanted).await {
+                warn!(raft_group_id = id.0, %error, "the voters are not changed yet");
+                tokio::time::sleep(CHANGE_RETRY_DELAY).await;
+            }
+            events.send(TaskEvent::VotersChanged(id)).ok();
+        };
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = change => {}
+            }
+        });
     }
 
     fn leadership_changed(&mut self, group: RaftGroupId) {
@@ -257,6 +325,7 @@ impl Driver {
         self.options.led.send(event).ok();
         if now.is_leader {
             self.plan_hand_back(self.options.preferred_leader_delay.unwrap_or_default());
+            self.check_voters(group);
         }
         self.evaluate(group);
     }
@@ -279,6 +348,20 @@ impl Driver {
                 self.up_since.remove(broker);
             }
         }
+        let lost = self.groups.values().filter(|group| {
+            let leader = group.leadership.leader;
+            leader.is_some_and(|leader| {
+                let (was, is) = (
+                    before.status(leader.broker_id),
+                    self.links.status(leader.broker_id),
+                );
+                was != is && !is.is_up()
+            })
+        });
+        let lost = u32::try_from(lost.count()).unwrap_or(u32::MAX);
+        self.stagger_extra = STAGGER_PER_GROUP
+            .saturating_mul(lost)
+            .min(STAGGER_EXTRA_MAX);
         for broker in came_up {
             self.greet(broker);
         }
@@ -367,7 +450,9 @@ impl Driver {
             heard,
         };
         let status = leader_status(&view, &world);
-        let delay = campaign_delay(&view, &world, status, &self.options.timing);
+        let mut timing = self.options.timing;
+        timing.stagger = timing.stagger.saturating_add(self.stagger_extra);
+        let delay = campaign_delay(&view, &world, status, &timing);
         let changed = status != std::mem::replace(&mut group.status, status);
         if matches!(status, LeaderStatus::Me | LeaderStatus::Live) {
             group.attempts = 0;
@@ -410,7 +495,16 @@ impl Driver {
                     .get(&id)
                     .is_some_and(|group| group.due == Some(at) && Some(group.status) == before);
                 if still {
-                    self.campaign(id, CAMPAIGN_TIMEOUT, now);
+                    let is_new = self
+                        .groups
+                        .get(&id)
+                        .is_some_and(|group| held_vote(&group.replica).term == 0);
+                    let limit = if is_new {
+                        NEW_TIMEOUT
+                    } else {
+                        CAMPAIGN_TIMEOUT
+                    };
+                    self.campaign(id, limit, now);
                 }
             }
         }

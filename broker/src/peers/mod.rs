@@ -10,6 +10,7 @@ mod dial;
 mod endpoint;
 mod heard;
 mod link;
+pub mod membership;
 mod network;
 mod queue;
 mod server;
