@@ -15,7 +15,8 @@ use uuid::Uuid;
 
 use super::batch::{self, Record};
 use super::config::GroupConfig;
-use super::coordinator::{Commit, Coordinator, Coordinators, Membership};
+use super::coordinator::{Commit, Coordinator, Membership};
+use super::coordinators::Coordinators;
 use super::memory_log::{Fault, MemoryLog};
 use super::state::{GroupError, Join, JoinRefused, Joined, Sync, Synced};
 use crate::rpc::groups::GroupsService;

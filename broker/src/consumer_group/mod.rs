@@ -5,7 +5,8 @@
 //! Invariant: a group's state and its committed offsets in memory are what a replay of the
 //! committed log gives, plus what has not been answered yet. Reading order: `state` (pure rules of
 //! one group), `offsets`, `records` (formats), `log` (the seam to the replica), `partition` (all
-//! groups of one partition, still without I/O), `coordinator` (the task that loads and writes).
+//! groups of one partition, still without I/O), `coordinator` (what gateways call) and `driver` (the
+//! task that loads and writes).
 
 pub mod config;
 
@@ -18,9 +19,13 @@ pub mod batch;
 pub mod records;
 
 pub mod log;
+
+mod loaded;
 mod partition;
 
 pub mod coordinator;
+pub mod coordinators;
+mod driver;
 pub mod replica_log;
 
 #[cfg(test)]
@@ -33,5 +38,6 @@ mod replica_log_test;
 mod state_test;
 
 pub use config::GroupConfig;
-pub use coordinator::{Coordinator, Coordinators};
+pub use coordinator::Coordinator;
+pub use coordinators::Coordinators;
 pub use state::GroupError;

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::config::GroupConfig;
-use super::coordinator::Coordinators;
+use super::coordinators::Coordinators;
 use super::log::{AppendError, GroupLog, ReadError, led_epoch};
 use crate::replica::{self, Leadership, Replica};
 use crate::replicas::Replicas;

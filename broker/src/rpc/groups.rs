@@ -12,12 +12,10 @@ use chronik_types::id::RaftGroupId;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
-use crate::consumer_group::coordinator::{
-    Commit, Coordinators, FetchedOffset, GroupDescription, Membership,
-};
+use crate::consumer_group::coordinator::{Commit, FetchedOffset, GroupDescription, Membership};
 use crate::consumer_group::records::STRING_MAX_BYTES;
 use crate::consumer_group::state::{Join, JoinRefused, Joined, Sync, Synced};
-use crate::consumer_group::{Coordinator, GroupError};
+use crate::consumer_group::{Coordinator, Coordinators, GroupError};
 
 /// Room for the random end of a member id.
 const MEMBER_ID_SUFFIX_BYTES: usize = 40;
