@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::bin_dir;
 use crate::process::{OwnChild, ProcessId, Talking};
 use crate::rest::Rest;
 use crate::turn::Turn;
 use crate::wait::{holds, wait_for};
-use crate::{bin_dir, figures};
 
 const START_DEADLINE: Duration = Duration::from_secs(120);
 const STOP_DEADLINE: Duration = Duration::from_secs(90);
@@ -202,11 +202,6 @@ impl Cluster {
 
     pub fn launcher_pid(&self) -> u32 {
         self.launcher.as_ref().expect("the cluster runs").pid()
-    }
-
-    /// CPU time that all services have used so far.
-    pub fn cpu_time(&self) -> Duration {
-        self.pids().into_iter().map(figures::cpu_time).sum()
     }
 
     pub fn kill_9(&mut self, name: &str) {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::cluster::Cluster;
-use crate::process::Talking;
+use crate::process::{ProcessId, Talking};
 use crate::tools::{franz_go, run};
 
 const VERIFY_DEADLINE: Duration = Duration::from_secs(300);
@@ -59,6 +59,11 @@ impl Production {
                 let count: u64 = line.strip_prefix("acked ")?.parse().ok()?;
                 (count >= records).then_some(())
             });
+    }
+
+    /// It has not come to its end yet.
+    pub fn is_at_work(&self) -> bool {
+        ProcessId::of(self.process.pid()).is_some()
     }
 
     pub fn finish(self, deadline: Duration) -> Produced {

@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 
 use crate::wait::wait_for;
 
-const ANSWER_DEADLINE: Duration = Duration::from_secs(20);
+/// Longer than the controllers wait for leaders of a new topic.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(70);
 
 /// Asks one controller after the other until one answers.
 pub struct Rest {
@@ -93,7 +94,7 @@ impl Rest {
     pub fn create_topic(&self, name: &str, partitions: u32, replication: u32, configs: Value) {
         let body = json!({
             "name": name, "partition_count": partitions, "replication_factor": replication,
-            "configs": configs,
+            "configs": configs, "timeout_ms": 60_000,
         });
         let answer = self
             .ask(Method::POST, "/v1/topics", Some(&body))

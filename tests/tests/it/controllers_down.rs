@@ -3,14 +3,15 @@
 use std::time::Duration;
 
 use chronik_tests::cluster::Cluster;
-use chronik_tests::ledger::{Produced, produce};
+use chronik_tests::ledger::{Produced, Production, produce};
 use serde_json::json;
 
 const DEADLINE: Duration = Duration::from_secs(120);
 const RECORDS: u64 = 30_000;
 
-fn fill(cluster: &Cluster, topic: &str) -> Produced {
-    let arguments = ["-partitions", "6", "-records", "30000", "-timeout", "100s"];
+fn fill(cluster: &Cluster, topic: &str, more: &[&str]) -> Produced {
+    let mut arguments = vec!["-partitions", "6", "-records", "30000", "-timeout", "100s"];
+    arguments.extend(more);
     let produced = produce(cluster, topic, &arguments, DEADLINE);
     produced.assert_all_acked(RECORDS);
     produced
@@ -21,36 +22,57 @@ fn records_flow_and_processes_restart_while_every_controller_is_down() {
     let mut cluster = Cluster::start("no-controllers");
     let rest = cluster.rest();
     let topics = [
-        "before",
+        "throughout",
         "without",
         "broker-restarted",
         "gateway-restarted",
-        "leader-killed",
     ];
     for topic in topics {
         rest.create_topic(topic, 6, 3, json!({}));
         rest.wait_until_healthy(topic, DEADLINE);
     }
-    let mut filled = vec![fill(&cluster, "before")];
+    // One idempotent producer works through all that follows.
+    let throughout = Production::start(
+        &cluster,
+        "throughout",
+        &[
+            "-partitions",
+            "6",
+            "-records",
+            "300000",
+            "-rate",
+            "15000",
+            "-timeout",
+            "110s",
+        ],
+    );
+    throughout.wait_until_acked(10_000, DEADLINE);
     let controllers = ["controller-1", "controller-2", "controller-3"];
     for controller in controllers {
         cluster.kill_9(controller);
     }
-    filled.push(fill(&cluster, "without"));
+    let mut filled = vec![fill(&cluster, "without", &[])];
 
     cluster.kill_9("broker-2");
     cluster.start_service("broker-2");
     cluster.wait_until_ready("broker-2", DEADLINE);
-    filled.push(fill(&cluster, "broker-restarted"));
+    filled.push(fill(&cluster, "broker-restarted", &[]));
 
     cluster.kill_9("gateway-1");
     cluster.start_service("gateway-1");
     cluster.wait_until_ready("gateway-1", DEADLINE);
-    filled.push(fill(&cluster, "gateway-restarted"));
+    // Ids for new idempotent producers come from the controllers, and this gateway has none left.
+    filled.push(fill(&cluster, "gateway-restarted", &["-idempotent=false"]));
 
     // Leaders move by Raft alone; the gateway learns of it from the brokers.
+    assert!(
+        throughout.is_at_work(),
+        "the producer was done before all that it should see"
+    );
     cluster.kill_9("broker-1");
-    filled.push(fill(&cluster, "leader-killed"));
+    let throughout = throughout.finish(DEADLINE);
+    throughout.assert_all_acked(300_000);
+    filled.push(throughout);
     for produced in &filled {
         produced.verify(&cluster);
     }
@@ -75,7 +97,7 @@ fn a_controller_leader_that_dies_is_invisible_to_records() {
     let rest = cluster.rest();
     rest.create_topic("steady", 6, 3, json!({}));
     rest.wait_until_healthy("steady", DEADLINE);
-    let production = chronik_tests::ledger::Production::start(
+    let production = Production::start(
         &cluster,
         "steady",
         &[
