@@ -135,9 +135,12 @@ pub async fn start_on(mut config: Config, listeners: Listeners) -> anyhow::Resul
         "readiness",
         watch_readiness(controller.clone(), health, stop.clone()),
     );
-    let raft = node.clone();
+    let (raft, raft_stop) = (node.clone(), stop.clone());
     tasks.spawn("raft", async move {
-        Err(anyhow!("raft failed: {}", raft.failed().await))
+        tokio::select! {
+            why = raft.failed() => Err(anyhow!("raft failed: {why}")),
+            () = raft_stop.cancelled() => Ok(()),
+        }
     });
 
     // 4. A new group need not wait for an election timeout.
@@ -191,7 +194,10 @@ impl Running {
                 Ok(Ok(Ok(()))) => {}
                 Ok(Ok(Err(error))) => outcome = Err(error),
                 Ok(Err(error)) => outcome = Err(anyhow!("{name}: {error}")),
-                Err(_) => task.abort(),
+                Err(_) => {
+                    tracing::warn!(task = name, "did not end in time");
+                    task.abort();
+                }
             }
         }
         controller.node().shut_down().await;

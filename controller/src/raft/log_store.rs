@@ -106,10 +106,12 @@ impl Cache {
         let first_in_log = self
             .purged
             .map_or(0, |purged| purged.index.saturating_add(1));
-        let first_cached = match self.entries.first_key_value() {
-            Some((index, _)) => *index,
-            None => return start,
-        };
+        let next_index = self.last.map_or(0, |last| last.index.saturating_add(1));
+        // After a truncation there may be entries, none of them in memory.
+        let first_cached = self
+            .entries
+            .first_key_value()
+            .map_or(next_index, |(index, _)| *index);
         if first_cached <= first_in_log.max(start) {
             start
         } else {
@@ -213,7 +215,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         {
             let mut cache = self.lock();
             cache.retain(|cached| index.is_some_and(|index| cached <= index));
-            cache.last = last_log_id.max(cache.purged);
+            // Nothing changes where the log ends before that already.
+            cache.last = cache.last.min(last_log_id.max(cache.purged));
         }
         Ok(self.db.truncate_after(index).await?)
     }

@@ -220,6 +220,8 @@ async fn any_controller_takes_writes_and_the_group_survives_its_leader() {
     // An orderly stop hands leadership over.
     let stopped = Instant::now();
     group.stop(leader).await;
+    let stop_took = stopped.elapsed();
+    assert!(stop_took < Duration::from_secs(2), "{stop_took:?}");
     assert_ne!(group.leader().await, leader);
     println!("handed over after {:?}", stopped.elapsed());
 }
@@ -457,9 +459,9 @@ async fn an_idle_group_does_almost_nothing() {
     tokio::time::sleep(Duration::from_secs(3)).await;
     let used = cpu_ticks() - before;
     println!("three idle controllers used {used} ticks of 10 ms in 3 s");
-    // Other tests of this process run meanwhile unless it is run alone: a spinning task would use
-    // all of a core.
-    assert!(used < 3000, "{used}");
+    // Other tests of this process run meanwhile unless it is run alone; a spinning task would use
+    // all 300.
+    assert!(used < 200, "{used}");
 }
 
 /// User and system time of this process, in ticks of 10 ms.
