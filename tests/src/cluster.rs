@@ -274,12 +274,17 @@ impl Cluster {
 
     /// SIGTERM to the launcher; all processes have to end, and it has to end well.
     pub fn stop(&mut self) {
-        for (name, child) in std::mem::take(&mut self.restarted) {
-            let mut child = child;
-            child.terminate();
-            let status = child.wait(&name, STOP_DEADLINE);
-            assert!(status.success(), "{name} ended with {status} after SIGTERM");
+        // The order of `chronik dev`: what others depend on goes last.
+        for role in ["gateway", "broker", "controller"] {
+            for (name, child) in &mut self.restarted {
+                if name.starts_with(role) {
+                    child.terminate();
+                    let status = child.wait(name, STOP_DEADLINE);
+                    assert!(status.success(), "{name} ended with {status} after SIGTERM");
+                }
+            }
         }
+        self.restarted.clear();
         let launcher = self.launcher.take().expect("the cluster runs");
         launcher.child().terminate();
         launcher.finish(STOP_DEADLINE);

@@ -93,11 +93,11 @@ fn an_idle_cluster_with_300_partitions_uses_next_to_no_cpu() {
         created.as_secs_f64(),
         share * 100.0
     ));
-    for service in cluster.services() {
+    for ((name, pid), share) in processes.iter().zip(&shares) {
+        let memory = memory_mib(*pid);
         report(&format!(
-            "  {}: {:.1} MiB",
-            service.name,
-            memory_mib(service.process.pid)
+            "  {name}: {:.2} %, {memory:.1} MiB",
+            share * 100.0
         ));
     }
     assert!(share < IDLE_CPU_BOUND, "{:.2} % of one core", share * 100.0);
