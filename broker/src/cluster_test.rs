@@ -84,8 +84,19 @@ struct Cluster {
     brokers: BTreeMap<i32, TestBroker>,
 }
 
+/// `RUST_LOG=info` shows what the brokers say.
+fn init_log() {
+    let filter = tracing_subscriber::EnvFilter::from_default_env();
+    // Fails where another test was first: that one's serves.
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(false)
+        .try_init();
+}
+
 impl Cluster {
     fn start(folder: &Path, controller: &Serving) -> Cluster {
+        init_log();
         let mut cluster = Cluster {
             folder: folder.to_owned(),
             controller: controller.address.clone(),
@@ -390,24 +401,28 @@ async fn logs_of_a_deleted_topic_are_deleted() {
     all_in_sync(controller, "three leaders").await;
     let leader = cluster.produce(1, "gone soon").await;
     controller.delete_topic("t");
-    let gone = async {
-        while cluster.replica_exists(leader, 1).await {
-            sleep(Duration::from_millis(10)).await;
-        }
-    };
-    timeout(LIMIT, gone)
-        .await
-        .expect("the replica goes in time");
-    // It does not come back with a restart.
+    cluster.wait_until_gone(leader, 1).await;
+    // Even if it was killed before it had saved that, it comes back without it.
     cluster.kill(leader);
     cluster.start_broker(leader, None);
-    assert!(!cluster.replica_exists(leader, 1).await);
+    cluster.wait_until_gone(leader, 1).await;
     for broker in std::mem::take(&mut cluster.brokers).into_values() {
         broker.kill();
     }
 }
 
 impl Cluster {
+    async fn wait_until_gone(&self, id: i32, group: u64) {
+        let gone = async {
+            while self.replica_exists(id, group).await {
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(LIMIT, gone)
+            .await
+            .expect("the replica goes in time");
+    }
+
     async fn replica_exists(&self, id: i32, group: u64) -> bool {
         let mut client = self.client(id).await;
         let partition = v1::PartitionListOffsets {

@@ -17,7 +17,7 @@ use std::time::Duration;
 use chronik_types::id::{BrokerId, RaftGroupId, ReplicaId};
 
 pub use driver::{DriverOptions, run as run_driver};
-pub use hand_over::hand_over_all;
+pub use hand_over::{Successors, hand_over_all};
 pub use progress::{FollowerState, Followers};
 pub use reporter::{ReporterOptions, run as run_reporter};
 
@@ -309,7 +309,7 @@ mod tests {
     #[test]
     fn survivors_of_a_dead_leader_campaign_in_order_of_preference() {
         let first = Case::new(2, Some(1), &[(1, Refused), (3, Up)]);
-        assert_eq!(first.decide(), (LeaderStatus::Dead, Some(0 * MS)));
+        assert_eq!(first.decide(), (LeaderStatus::Dead, Some(Duration::ZERO)));
         let second = Case::new(3, Some(1), &[(1, Refused), (2, Up)]);
         assert_eq!(second.decide(), (LeaderStatus::Dead, Some(150 * MS)));
         let again = Case {
@@ -347,7 +347,7 @@ mod tests {
             fenced: fenced.clone(),
             ..silent
         };
-        assert_eq!(silent.decide(), (LeaderStatus::Dead, Some(0 * MS)));
+        assert_eq!(silent.decide(), (LeaderStatus::Dead, Some(Duration::ZERO)));
         let up = Case {
             fenced,
             ..Case::new(2, Some(1), &[(1, Up), (3, Up)])
@@ -362,7 +362,10 @@ mod tests {
             heard: heard(1, 77),
             ..restarted
         };
-        assert_eq!(restarted.decide(), (LeaderStatus::Restarted, Some(0 * MS)));
+        assert_eq!(
+            restarted.decide(),
+            (LeaderStatus::Restarted, Some(Duration::ZERO))
+        );
         // After our own restart, the leader of record is given time to speak.
         let unheard = Case {
             heard: None,
@@ -379,7 +382,7 @@ mod tests {
         let up = [(1, Up), (2, Up), (3, Up)];
         assert_eq!(
             Case::new(1, None, &up).decide(),
-            (LeaderStatus::None, Some(0 * MS))
+            (LeaderStatus::None, Some(Duration::ZERO))
         );
         assert_eq!(
             Case::new(3, None, &up).decide(),
@@ -388,7 +391,10 @@ mod tests {
         // Broker 1 keeps its place while it is not known to be dead.
         assert_eq!(Case::new(2, None, &[(3, Up)]).decide().1, Some(150 * MS));
         let first_dead = [(1, Refused), (2, Up), (3, Up)];
-        assert_eq!(Case::new(2, None, &first_dead).decide().1, Some(0 * MS));
+        assert_eq!(
+            Case::new(2, None, &first_dead).decide().1,
+            Some(Duration::ZERO)
+        );
     }
 
     #[test]
@@ -413,7 +419,7 @@ mod tests {
         let timing = CampaignTiming::new(150 * MS);
         assert_eq!(
             campaign_delay(&view, &world, LeaderStatus::None, &timing),
-            Some(0 * MS)
+            Some(Duration::ZERO)
         );
     }
 }

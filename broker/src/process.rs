@@ -31,11 +31,12 @@ use tonic::transport::server::TcpIncoming;
 use tracing::{info, warn};
 use uuid::Uuid;
 
-use crate::config::Config;
+use crate::config::{Config, ReplicationSettings};
 use crate::consumer_group::replica_log::ConsumerGroups;
 use crate::controller_client::{ClientOptions, ClusterView, ControllerClient, Registration};
 use crate::leadership::{
-    CampaignTiming, DriverOptions, ReporterOptions, hand_over_all, run_driver, run_reporter,
+    CampaignTiming, DriverOptions, GroupEvent, ReporterOptions, Successors, hand_over_all,
+    run_driver, run_reporter,
 };
 use crate::metrics::BrokerMetrics;
 use crate::peers::{LinkTable, Peers, PeersOptions};
@@ -82,145 +83,210 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
     // 1. Ports first: a second process on the same machine fails before it touches anything.
     let rpc_listener = bind(config.rpc_listen, "rpc-listen").await?;
     let http_listener = bind(config.http_listen, "http-listen").await?;
-    let (rpc_address, http_address) = (rpc_listener.local_addr()?, http_listener.local_addr()?);
-
-    // 2. Storage and the last image.
-    let storage = open_storage(&config).await?;
-    let stop = CancellationToken::new();
-    let broker_id = BrokerId(config.broker_id);
-    let incarnation = Uuid::new_v4();
-    let client = ControllerClient::open(ClientOptions {
-        registration: Registration {
-            broker_id,
-            incarnation_id: incarnation,
-            rpc_address: config
-                .rpc_advertised
-                .clone()
-                .unwrap_or(rpc_address.to_string()),
-            rack: config.rack.clone(),
-            storage_id: storage.storage_id(),
-        },
-        controllers: config.controllers.clone(),
-        data_dir: config.data_dir.clone(),
-        stop: stop.clone(),
-    })?;
-
-    // 3. The transport, and the replicas known from disk.
-    let mut registry = Registry::default();
-    let metrics = BrokerMetrics::register(&mut registry);
-    let replicas = Replicas::new();
-    let (peers, nudges) = Peers::new(PeersOptions {
-        broker_id,
-        incarnation,
-        timing: config.replication.link_timing(),
-        groups: Arc::new(replicas.clone()),
-        stop: stop.clone(),
-    });
-    let (group_events, groups_opened) = mpsc::unbounded_channel();
-    let missing = watch::Sender::new(0);
-    let mut reconciler = Reconciler::new(ReconcileOptions {
-        broker_id,
-        incarnation,
-        storage: storage.clone(),
-        replicas: replicas.clone(),
-        peers: peers.clone(),
-        raft_config: raft_config(config.replication.raft_timing()),
-        client: client.clone(),
-        groups: group_events,
-        missing: missing.clone(),
-        stop: stop.clone(),
-    });
-    let saved = client.view().borrow().clone();
-    reconciler.reconcile(&saved).await;
-
-    // 4. Consumer groups over those replicas.
-    let image = Arc::new(ArcSwap::new(saved.image));
-    let groups = Arc::new(ConsumerGroups::new(
-        replicas.clone(),
-        image.clone(),
-        config.consumer_groups.clone(),
-        stop.child_token(),
-    ));
-
-    // 5. Everything that runs. A task that ends by itself ends the process.
-    let draining = watch::Sender::new(false);
-    let (led_events, led) = mpsc::unbounded_channel();
-    let mut tasks = JoinSet::new();
-    let settings = &config.replication;
-    let driver = DriverOptions {
-        broker_id,
-        timing: CampaignTiming::new(Duration::from_millis(settings.campaign_stagger_ms)),
-        preferred_leader_delay: settings
-            .preferred_leader_enable
-            .then_some(Duration::from_millis(settings.preferred_leader_delay_ms)),
-        peers: peers.clone(),
-        view: client.view(),
-        groups: groups_opened,
-        nudges,
-        led: led_events,
-        metrics: metrics.clone(),
-        draining: draining.subscribe(),
-        stop: stop.clone(),
-    };
-    let reporter = ReporterOptions {
-        broker_id,
-        lag_max: Duration::from_millis(settings.replica_lag_time_max_ms),
-        client: client.clone(),
-        view: client.view(),
-        links: peers.links(),
-        led,
-        metrics: metrics.clone(),
-        stop: stop.clone(),
-    };
-    tasks.spawn(named("leadership", run_driver(driver)));
-    tasks.spawn(named("reporter", run_reporter(reporter)));
-    tasks.spawn(named("reconcile", reconciler.run(client.view())));
+    let rpc_address = rpc_listener.local_addr()?;
+    let http_address = http_listener.local_addr()?;
+    // 2. Storage, the last image, the transport.
+    let mut parts = Parts::open(&config, rpc_address).await?;
+    // 3. The replicas known from disk.
+    let saved = parts.client.view().borrow().clone();
+    parts.reconciler.reconcile(&saved).await;
+    // 4. Everything that runs. A task that ends by itself ends the process.
     let health = Health::new();
-    let observer = Observer {
-        view: client.view(),
-        links: peers.links(),
-        missing: missing.subscribe(),
-        epoch: client.epoch(),
-        image,
-        groups: groups.clone(),
-        replicas: replicas.clone(),
-        health: health.clone(),
-        metrics,
-    };
-    tasks.spawn(named("observer", observer.run(stop.clone())));
+    let draining = watch::Sender::new(false);
     let stop_rpc = CancellationToken::new();
+    let mut tasks = JoinSet::new();
     let services = Services {
-        replicas: &replicas,
-        groups: &groups,
-        peers: &peers,
+        replicas: &parts.replicas,
+        groups: &parts.groups,
+        peers: &parts.peers,
     };
     tasks.spawn(serve_rpc(rpc_listener, services, stop_rpc.clone()));
-    let http = serve_http(
-        http_listener,
-        Arc::new(registry),
-        health.clone(),
-        stop.clone(),
-    );
+    let registry = Arc::new(std::mem::take(&mut parts.registry));
+    let http = serve_http(http_listener, registry, health.clone(), parts.stop.clone());
     tasks.spawn(async move { http.await.context("http server").map(|()| "http server") });
-    client.start();
-    info!(broker_id = broker_id.0, %rpc_address, %http_address, "broker started");
-
+    let observer = parts.observer(health.clone());
+    tasks.spawn(named("observer", observer.run(parts.stop.clone())));
+    let running = parts.spawn_leadership(&config.replication, &draining, &mut tasks);
+    running.client.start();
+    let broker_id = config.broker_id;
+    info!(broker_id, %rpc_address, %http_address, "broker started");
     Ok(Running {
-        broker_id,
+        broker_id: BrokerId(broker_id),
         rpc_address,
         http_address,
-        shutdown_transfer_timeout: Duration::from_millis(settings.shutdown_transfer_timeout_ms),
-        storage,
-        replicas,
-        client,
-        peers,
-        groups,
+        shutdown_transfer_timeout: Duration::from_millis(
+            config.replication.shutdown_transfer_timeout_ms,
+        ),
+        storage: running.storage,
+        replicas: running.replicas,
+        client: running.client,
+        peers: running.peers,
+        groups: running.groups,
         health,
         draining,
-        stop,
+        stop: running.stop,
         stop_rpc,
         tasks,
     })
+}
+
+/// What a broker is made of, before anything of it runs.
+struct Parts {
+    broker_id: BrokerId,
+    stop: CancellationToken,
+    storage: Storage,
+    client: ControllerClient,
+    registry: Registry,
+    metrics: BrokerMetrics,
+    replicas: Replicas,
+    peers: Peers,
+    nudges: mpsc::Receiver<RaftGroupId>,
+    group_events: mpsc::UnboundedReceiver<GroupEvent>,
+    missing: watch::Sender<usize>,
+    reconciler: Reconciler,
+    image: Arc<ArcSwap<ClusterImage>>,
+    groups: Arc<ConsumerGroups>,
+}
+
+/// The parts that stay reachable while the broker runs.
+struct Handles {
+    storage: Storage,
+    replicas: Replicas,
+    client: ControllerClient,
+    peers: Peers,
+    groups: Arc<ConsumerGroups>,
+    stop: CancellationToken,
+}
+
+impl Parts {
+    async fn open(config: &Config, rpc_address: SocketAddr) -> anyhow::Result<Parts> {
+        let storage = open_storage(config).await?;
+        let stop = CancellationToken::new();
+        let broker_id = BrokerId(config.broker_id);
+        let incarnation = Uuid::new_v4();
+        let client = ControllerClient::open(ClientOptions {
+            registration: Registration {
+                broker_id,
+                incarnation_id: incarnation,
+                rpc_address: config
+                    .rpc_advertised
+                    .clone()
+                    .unwrap_or(rpc_address.to_string()),
+                rack: config.rack.clone(),
+                storage_id: storage.storage_id(),
+            },
+            controllers: config.controllers.clone(),
+            data_dir: config.data_dir.clone(),
+            stop: stop.clone(),
+        })?;
+        let mut registry = Registry::default();
+        let metrics = BrokerMetrics::register(&mut registry);
+        let replicas = Replicas::new();
+        let (peers, nudges) = Peers::new(PeersOptions {
+            broker_id,
+            incarnation,
+            timing: config.replication.link_timing(),
+            groups: Arc::new(replicas.clone()),
+            stop: stop.clone(),
+        });
+        let (groups_sender, group_events) = mpsc::unbounded_channel();
+        let missing = watch::Sender::new(0);
+        let reconciler = Reconciler::new(ReconcileOptions {
+            broker_id,
+            incarnation,
+            storage: storage.clone(),
+            replicas: replicas.clone(),
+            peers: peers.clone(),
+            raft_config: raft_config(config.replication.raft_timing()),
+            client: client.clone(),
+            groups: groups_sender,
+            missing: missing.clone(),
+            stop: stop.clone(),
+        });
+        let image = Arc::new(ArcSwap::new(client.view().borrow().image.clone()));
+        let groups = Arc::new(ConsumerGroups::new(
+            replicas.clone(),
+            image.clone(),
+            config.consumer_groups.clone(),
+            stop.child_token(),
+        ));
+        Ok(Parts {
+            broker_id,
+            stop,
+            storage,
+            client,
+            registry,
+            metrics,
+            replicas,
+            peers,
+            nudges,
+            group_events,
+            missing,
+            reconciler,
+            image,
+            groups,
+        })
+    }
+
+    fn observer(&self, health: Health) -> Observer {
+        Observer {
+            view: self.client.view(),
+            links: self.peers.links(),
+            missing: self.missing.subscribe(),
+            epoch: self.client.epoch(),
+            image: self.image.clone(),
+            groups: self.groups.clone(),
+            replicas: self.replicas.clone(),
+            health,
+            metrics: self.metrics.clone(),
+        }
+    }
+
+    /// Starts who decides about leadership, who reports it, and who opens and closes replicas.
+    fn spawn_leadership(
+        self,
+        settings: &ReplicationSettings,
+        draining: &watch::Sender<bool>,
+        tasks: &mut JoinSet<anyhow::Result<&'static str>>,
+    ) -> Handles {
+        let (led_events, led) = mpsc::unbounded_channel();
+        let driver = DriverOptions {
+            broker_id: self.broker_id,
+            timing: CampaignTiming::new(Duration::from_millis(settings.campaign_stagger_ms)),
+            preferred_leader_delay: settings
+                .preferred_leader_enable
+                .then_some(Duration::from_millis(settings.preferred_leader_delay_ms)),
+            peers: self.peers.clone(),
+            view: self.client.view(),
+            groups: self.group_events,
+            nudges: self.nudges,
+            led: led_events,
+            metrics: self.metrics.clone(),
+            draining: draining.subscribe(),
+            stop: self.stop.clone(),
+        };
+        let reporter = ReporterOptions {
+            broker_id: self.broker_id,
+            lag_max: Duration::from_millis(settings.replica_lag_time_max_ms),
+            client: self.client.clone(),
+            view: self.client.view(),
+            links: self.peers.links(),
+            led,
+            metrics: self.metrics,
+            stop: self.stop.clone(),
+        };
+        tasks.spawn(named("leadership", run_driver(driver)));
+        tasks.spawn(named("reporter", run_reporter(reporter)));
+        tasks.spawn(named("reconcile", self.reconciler.run(self.client.view())));
+        Handles {
+            storage: self.storage,
+            replicas: self.replicas,
+            client: self.client,
+            peers: self.peers,
+            groups: self.groups,
+            stop: self.stop,
+        }
+    }
 }
 
 impl Running {
@@ -305,8 +371,11 @@ impl Running {
             .filter(|(_, replica)| replica.leadership().borrow().is_leader)
             .map(|(group, replica)| (replica, isr(&image, group)))
             .collect();
-        let links: LinkTable = self.peers.links().borrow().clone();
-        hand_over_all(led, &links, self.shutdown_transfer_timeout).await
+        let successors = Successors {
+            links: self.peers.links(),
+            view: self.client.view(),
+        };
+        hand_over_all(led, &successors, self.shutdown_transfer_timeout).await
     }
 }
 

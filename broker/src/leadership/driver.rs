@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
-use super::hand_over::hand_over;
+use super::hand_over::hand_back;
 use super::{Assigned, CampaignTiming, GroupEvent, GroupView, LeaderStatus, World};
 use super::{campaign_delay, leader_status};
 use crate::controller_client::ClusterView;
@@ -607,7 +607,7 @@ impl Driver {
                 "gives a partition back"
             );
             self.tasks.spawn(async move {
-                hand_over(&replica, &[preferred], HAND_BACK_TIMEOUT).await;
+                hand_back(&replica, preferred, HAND_BACK_TIMEOUT).await;
                 events.send(TaskEvent::HandedBack(id)).ok();
             });
         }

@@ -1,16 +1,20 @@
 //! Hands leadership over in order: for the preferred leader, and before a broker stops.
 //!
-//! Invariant: once a hand-over has begun it is not given up while the replica still leads, since a
-//! leader that is handing over refuses writes; another follower is asked when one does not come.
+//! Invariant: once a hand-over has begun it is not given up while the replica still leads and anybody
+//! can take over, since a leader that is handing over refuses writes; another follower is asked when
+//! one does not come.
 
+use std::cmp::Reverse;
 use std::sync::Arc;
 use std::time::Duration;
 
 use chronik_types::id::{BrokerId, ReplicaId};
 use futures::StreamExt;
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 use tracing::warn;
 
+use crate::controller_client::ClusterView;
 use crate::peers::LinkTable;
 use crate::replica::Replica;
 
@@ -19,20 +23,23 @@ const FOLLOWER_TIMEOUT: Duration = Duration::from_millis(700);
 /// Hand-overs at the same time.
 const PARALLEL_MAX: usize = 64;
 
-/// Asks one candidate after the other to lead until this replica leads no more. False: it still
-/// does after `limit`.
-pub async fn hand_over(replica: &Replica, candidates: &[ReplicaId], limit: Duration) -> bool {
+/// Asks one follower after the other to lead until this replica leads no more. `next` names the
+/// follower of each attempt; none: nobody can take it. False: it still leads after `limit`.
+pub async fn hand_over(
+    replica: &Replica,
+    next: impl Fn(usize) -> Option<ReplicaId>,
+    limit: Duration,
+) -> bool {
     let deadline = Instant::now() + limit;
     let mut leadership = replica.leadership();
-    let others = others(replica, candidates);
-    for candidate in candidates.iter().chain(others.iter().cycle()) {
+    for attempt in 0.. {
         if !leadership.borrow().is_leader {
             return true;
         }
-        if Instant::now() >= deadline {
+        let Some(follower) = next(attempt).filter(|_| Instant::now() < deadline) else {
             break;
-        }
-        if replica.transfer_leadership(*candidate).await.is_err() {
+        };
+        if replica.transfer_leadership(follower).await.is_err() {
             // It does not lead any more, or has stopped.
             return true;
         }
@@ -41,68 +48,79 @@ pub async fn hand_over(replica: &Replica, candidates: &[ReplicaId], limit: Durat
             return true;
         }
     }
-    let gone = !leadership.borrow().is_leader;
-    if !gone {
+    false
+}
+
+/// The preferred leader first; if it does not come, anybody is better than nobody.
+pub async fn hand_back(replica: &Replica, preferred: ReplicaId, limit: Duration) {
+    let next = |attempt: usize| {
+        let progress = replica.progress()?;
+        let mut all = vec![preferred];
+        let others = progress.followers.iter().map(|follower| follower.replica);
+        all.extend(others.filter(|other| *other != preferred));
+        all.get(attempt % all.len()).copied()
+    };
+    if !hand_over(replica, next, limit).await {
         warn!(
             raft_group_id = replica.group_id().0,
             "no other replica takes the leadership over"
         );
     }
-    gone
 }
 
-/// All followers, the candidates first: where those fail, anybody is better than nobody.
-fn others(replica: &Replica, candidates: &[ReplicaId]) -> Vec<ReplicaId> {
-    let followers = replica
-        .progress()
-        .map(|progress| progress.followers)
-        .unwrap_or_default();
-    let mut all = candidates.to_vec();
-    all.extend(
+/// Who could take over from a broker that stops, as it is known now.
+pub struct Successors {
+    pub links: watch::Receiver<LinkTable>,
+    pub view: watch::Receiver<ClusterView>,
+}
+
+impl Successors {
+    /// Followers to hand over to: connected and not stopping themselves; in-sync ones first, and of
+    /// those the furthest.
+    fn of(&self, replica: &Replica, isr: &[BrokerId]) -> Vec<ReplicaId> {
+        let Some(progress) = replica.progress() else {
+            return Vec::new();
+        };
+        let image = self.view.borrow().image.clone();
+        let links = self.links.borrow().clone();
+        let is_stopping = |broker| {
+            image
+                .brokers
+                .get(&broker)
+                .is_some_and(|broker| broker.fenced)
+        };
+        let mut followers = progress.followers;
+        followers.retain(|follower| {
+            let broker = follower.replica.broker_id;
+            links.status(broker).is_up() && !is_stopping(broker)
+        });
+        followers.sort_by_key(|follower| {
+            let in_sync = isr.contains(&follower.replica.broker_id);
+            Reverse((in_sync, follower.matched))
+        });
         followers
-            .iter()
-            .map(|f| f.replica)
-            .filter(|f| !candidates.contains(f)),
-    );
-    all
-}
-
-/// Followers to hand over to, the furthest first; in-sync ones that are connected, if any.
-fn successors(replica: &Replica, isr: &[BrokerId], links: &LinkTable) -> Vec<ReplicaId> {
-    let followers = replica
-        .progress()
-        .map(|progress| progress.followers)
-        .unwrap_or_default();
-    let mut followers: Vec<_> = followers
-        .into_iter()
-        .filter(|follower| links.status(follower.replica.broker_id).is_up())
-        .collect();
-    followers.sort_by_key(|follower| {
-        let in_sync = isr.contains(&follower.replica.broker_id);
-        std::cmp::Reverse((in_sync, follower.matched))
-    });
-    followers
-        .into_iter()
-        .map(|follower| follower.replica)
-        .collect()
+            .into_iter()
+            .map(|follower| follower.replica)
+            .collect()
+    }
 }
 
 /// Hands over every partition that is led here, within `limit`. Returns how many are still led.
 pub async fn hand_over_all(
     led: Vec<(Arc<Replica>, Vec<BrokerId>)>,
-    links: &LinkTable,
+    successors: &Successors,
     limit: Duration,
 ) -> usize {
     let deadline = Instant::now() + limit;
     futures::stream::iter(led)
         .map(|(replica, isr)| async move {
-            let successors = successors(&replica, &isr, links);
-            if successors.is_empty() {
-                // Nobody could take it; a hand-over would only stop writes earlier.
-                return false;
-            }
+            let next = |attempt: usize| {
+                let all = successors.of(&replica, &isr);
+                let index = attempt.checked_rem(all.len())?;
+                all.get(index).copied()
+            };
             let left = deadline.saturating_duration_since(Instant::now());
-            hand_over(&replica, &successors, left).await
+            hand_over(&replica, next, left).await
         })
         .buffer_unordered(PARALLEL_MAX)
         .filter(|gone| std::future::ready(!gone))
