@@ -37,6 +37,7 @@ where
 {
     init_logging(telemetry);
     abort_on_panic();
+    disable_huge_pages();
     let runtime = match build_runtime(worker_threads) {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -83,6 +84,17 @@ fn build_runtime(worker_threads: usize) -> std::io::Result<Runtime> {
         builder.worker_threads(worker_threads);
     }
     builder.enable_all().build()
+}
+
+/// Every Raft group keeps a few large queues that are hardly touched; with huge pages the first
+/// touch of each costs 2 MiB (measured: 300 idle replicas took 670 MiB with, 90 MiB without).
+fn disable_huge_pages() {
+    #[cfg(target_os = "linux")]
+    // SAFETY: PR_SET_THP_DISABLE takes plain numbers and only changes how this process's later
+    // page faults are served.
+    if unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0) } != 0 {
+        info!("cannot switch huge pages off: idle partitions will take more memory");
+    }
 }
 
 fn init_logging(telemetry: &TelemetryConfig) {
