@@ -3,10 +3,18 @@
 use std::error::Error;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let files = ["controller", "controller_raft", "broker", "broker_raft", "image"]
-        .map(|name| format!("chronik/{name}.proto"));
+    let files = [
+        "controller",
+        "controller_raft",
+        "broker",
+        "broker_raft",
+        "image",
+    ]
+    .map(|name| format!("chronik/{name}.proto"));
     println!("cargo:rerun-if-changed=chronik");
     let descriptors = protox::compile(&files, ["."])?;
-    tonic_prost_build::configure().bytes(".").compile_fds(descriptors)?;
+    tonic_prost_build::configure()
+        .bytes(".")
+        .compile_fds(descriptors)?;
     Ok(())
 }

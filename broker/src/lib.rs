@@ -21,10 +21,10 @@ pub mod consumer_group;
 
 pub mod rpc;
 
-mod process;
 #[cfg(test)]
 mod cluster_test;
 #[cfg(test)]
 mod fake_controller;
+mod process;
 
 pub use process::{Running, start};

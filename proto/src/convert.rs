@@ -6,9 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use chronik_types::cluster_image as image;
 use chronik_types::epoch::{BrokerEpoch, LeaderEpoch, PartitionEpoch};
-use chronik_types::id::{
-    BrokerId, ControllerId, PartitionIndex, RaftGroupId, ReplicaId, TopicId,
-};
+use chronik_types::id::{BrokerId, ControllerId, PartitionIndex, RaftGroupId, ReplicaId, TopicId};
 use uuid::Uuid;
 
 use crate::v1;
@@ -26,7 +24,10 @@ pub enum InvalidMessage {
 
 /// A UUID from its 16 bytes.
 pub fn uuid(field: &'static str, bytes: &[u8]) -> Result<Uuid, InvalidMessage> {
-    Uuid::from_slice(bytes).map_err(|_| InvalidMessage::InvalidUuid { field, length: bytes.len() })
+    Uuid::from_slice(bytes).map_err(|_| InvalidMessage::InvalidUuid {
+        field,
+        length: bytes.len(),
+    })
 }
 
 /// A UUID as its 16 bytes.
@@ -36,13 +37,19 @@ pub fn uuid_bytes(uuid: Uuid) -> Bytes {
 
 impl From<ReplicaId> for v1::ReplicaId {
     fn from(id: ReplicaId) -> Self {
-        Self { broker_id: id.broker_id.0, incarnation: id.incarnation }
+        Self {
+            broker_id: id.broker_id.0,
+            incarnation: id.incarnation,
+        }
     }
 }
 
 impl From<v1::ReplicaId> for ReplicaId {
     fn from(id: v1::ReplicaId) -> Self {
-        Self { broker_id: BrokerId(id.broker_id), incarnation: id.incarnation }
+        Self {
+            broker_id: BrokerId(id.broker_id),
+            incarnation: id.incarnation,
+        }
     }
 }
 
@@ -96,7 +103,10 @@ impl TryFrom<v1::Broker> for image::Broker {
 
 impl From<&image::Endpoint> for v1::Endpoint {
     fn from(endpoint: &image::Endpoint) -> Self {
-        Self { host: endpoint.host.clone(), port: u32::from(endpoint.port) }
+        Self {
+            host: endpoint.host.clone(),
+            port: u32::from(endpoint.port),
+        }
     }
 }
 
@@ -106,7 +116,10 @@ impl TryFrom<v1::Endpoint> for image::Endpoint {
     fn try_from(endpoint: v1::Endpoint) -> Result<Self, InvalidMessage> {
         let port =
             u16::try_from(endpoint.port).map_err(|_| InvalidMessage::InvalidPort(endpoint.port))?;
-        Ok(Self { host: endpoint.host, port })
+        Ok(Self {
+            host: endpoint.host,
+            port,
+        })
     }
 }
 
@@ -195,7 +208,11 @@ impl From<&image::ClusterImage> for v1::ClusterImage {
             controllers: image.controllers.values().map(Into::into).collect(),
             brokers: image.brokers.values().map(Into::into).collect(),
             gateways: image.gateways.values().map(Into::into).collect(),
-            topics: image.topics.values().map(|topic| (&**topic).into()).collect(),
+            topics: image
+                .topics
+                .values()
+                .map(|topic| (&**topic).into())
+                .collect(),
         }
     }
 }
@@ -228,16 +245,26 @@ impl From<&image::ImageChange> for v1::ImageChange {
     fn from(change: &image::ImageChange) -> Self {
         Self {
             revision: change.revision,
-            controller_leader: change.controller_leader.map(|leader| {
-                v1::ControllerLeaderChange { controller_leader: leader.map(|id| id.0) }
-            }),
+            controller_leader: change
+                .controller_leader
+                .map(|leader| v1::ControllerLeaderChange {
+                    controller_leader: leader.map(|id| id.0),
+                }),
             controllers: change.controllers.iter().map(Into::into).collect(),
             brokers: change.brokers.iter().map(Into::into).collect(),
             removed_brokers: change.removed_brokers.iter().map(|id| id.0).collect(),
             gateways: change.gateways.iter().map(Into::into).collect(),
             removed_gateways: change.removed_gateways.clone(),
-            topics: change.topics.iter().map(|topic| (&**topic).into()).collect(),
-            removed_topics: change.removed_topics.iter().map(|id| uuid_bytes(id.0)).collect(),
+            topics: change
+                .topics
+                .iter()
+                .map(|topic| (&**topic).into())
+                .collect(),
+            removed_topics: change
+                .removed_topics
+                .iter()
+                .map(|id| uuid_bytes(id.0))
+                .collect(),
             partitions: change
                 .partitions
                 .iter()
@@ -257,7 +284,9 @@ impl TryFrom<v1::ImageChange> for image::ImageChange {
         let topics: Vec<image::Topic> = try_all(wire.topics)?;
         let partition = |change: v1::TopicPartitionChange| {
             let topic_id = TopicId(uuid("topic_id", &change.topic_id)?);
-            let partition = change.partition.ok_or(InvalidMessage::Missing("partition"))?;
+            let partition = change
+                .partition
+                .ok_or(InvalidMessage::Missing("partition"))?;
             Ok((topic_id, partition.into()))
         };
         Ok(Self {
@@ -276,7 +305,11 @@ impl TryFrom<v1::ImageChange> for image::ImageChange {
                 .iter()
                 .map(|id| uuid("removed_topics", id).map(TopicId))
                 .collect::<Result<_, _>>()?,
-            partitions: wire.partitions.into_iter().map(partition).collect::<Result<_, _>>()?,
+            partitions: wire
+                .partitions
+                .into_iter()
+                .map(partition)
+                .collect::<Result<_, _>>()?,
         })
     }
 }
@@ -293,11 +326,17 @@ mod tests {
     use super::*;
 
     fn sample() -> image::ClusterImage {
-        let mut image = image::ClusterImage { cluster_id: "c".to_owned(), ..Default::default() };
+        let mut image = image::ClusterImage {
+            cluster_id: "c".to_owned(),
+            ..Default::default()
+        };
         let partition = image::Partition {
             partition: PartitionIndex(0),
             raft_group_id: RaftGroupId(9),
-            replicas: vec![ReplicaId { broker_id: BrokerId(1), incarnation: 4 }],
+            replicas: vec![ReplicaId {
+                broker_id: BrokerId(1),
+                incarnation: 4,
+            }],
             isr: vec![BrokerId(1)],
             leader: Some(BrokerId(1)),
             leader_epoch: LeaderEpoch(3),
@@ -323,7 +362,10 @@ mod tests {
                 gateway_id: "g".to_owned(),
                 incarnation_id: Uuid::from_u128(9),
                 rack: None,
-                endpoints: vec![image::Endpoint { host: "h".to_owned(), port: 9092 }],
+                endpoints: vec![image::Endpoint {
+                    host: "h".to_owned(),
+                    port: 9092,
+                }],
             }],
             topics: vec![Arc::new(image::Topic {
                 topic_id: TopicId(Uuid::from_u128(1)),
@@ -339,7 +381,10 @@ mod tests {
     #[test]
     fn an_image_survives_the_wire() {
         let image = sample();
-        assert_eq!(image::ClusterImage::try_from(v1::ClusterImage::from(&image)), Ok(image));
+        assert_eq!(
+            image::ClusterImage::try_from(v1::ClusterImage::from(&image)),
+            Ok(image)
+        );
     }
 
     #[test]
@@ -356,6 +401,9 @@ mod tests {
             partitions: vec![(topic.topic_id, topic.partitions[0].clone())],
             ..Default::default()
         };
-        assert_eq!(image::ImageChange::try_from(v1::ImageChange::from(&change)), Ok(change));
+        assert_eq!(
+            image::ImageChange::try_from(v1::ImageChange::from(&change)),
+            Ok(change)
+        );
     }
 }

@@ -33,7 +33,10 @@ where
     }
     let env = Env::prefixed(env_prefix)
         .map(|key| key.as_str().replace("__", ".").replace('_', "-").into());
-    figment.merge(env).extract().map_err(|error| ConfigError::Invalid(Box::new(error)))
+    figment
+        .merge(env)
+        .extract()
+        .map_err(|error| ConfigError::Invalid(Box::new(error)))
 }
 
 /// How log lines are written.
@@ -103,7 +106,10 @@ mod tests {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         writeln!(file, "broker-id = 3\n[telemetry]\nlog-filter = \"debug\"").unwrap();
         let sample: Sample = load(Some(file.path()), "CHRONIK_NO_SUCH_PREFIX_").unwrap();
-        assert_eq!((sample.broker_id, sample.telemetry.log_filter.as_str()), (3, "debug"));
+        assert_eq!(
+            (sample.broker_id, sample.telemetry.log_filter.as_str()),
+            (3, "debug")
+        );
         assert_eq!(sample.telemetry.otlp_endpoint, None);
 
         writeln!(file, "no-such-key = 1").unwrap();
@@ -119,9 +125,15 @@ mod tests {
 
     #[test]
     fn ratio_and_filter_are_checked() {
-        let bad = TelemetryConfig { trace_sample_ratio: 2.0, ..Default::default() };
+        let bad = TelemetryConfig {
+            trace_sample_ratio: 2.0,
+            ..Default::default()
+        };
         assert!(bad.validate().is_err());
-        let bad = TelemetryConfig { log_filter: "a=b=c".to_owned(), ..Default::default() };
+        let bad = TelemetryConfig {
+            log_filter: "a=b=c".to_owned(),
+            ..Default::default()
+        };
         assert!(bad.validate().is_err());
         assert_eq!(TelemetryConfig::default().validate(), Ok(()));
     }

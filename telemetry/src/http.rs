@@ -32,7 +32,9 @@ impl Default for Health {
 impl Health {
     /// Not ready, because it starts.
     pub fn new() -> Self {
-        Self { ready: Arc::new(Mutex::new(Err("starting".to_owned()))) }
+        Self {
+            ready: Arc::new(Mutex::new(Err("starting".to_owned()))),
+        }
     }
 
     /// Sets the answer of `/readyz`; `why` is shown where it is not ready.
@@ -43,7 +45,10 @@ impl Health {
 
     /// `Err` says why the service is not ready.
     pub fn readiness(&self) -> Result<(), String> {
-        self.ready.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.ready
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 }
 
@@ -78,8 +83,10 @@ async fn metrics(registry: Arc<Registry>) -> Response {
 async fn readyz(health: Health) -> Response {
     match health.readiness() {
         Ok(()) => "ready\n".into_response(),
-        Err(why) => {
-            (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n")).into_response()
-        }
+        Err(why) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("not ready: {why}\n"),
+        )
+            .into_response(),
     }
 }

@@ -100,8 +100,9 @@ fn disable_huge_pages() {
 fn init_logging(telemetry: &TelemetryConfig) {
     let filter =
         EnvFilter::try_new(&telemetry.log_filter).unwrap_or_else(|_| EnvFilter::new("info"));
-    let subscriber =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     // Fails only where a subscriber is set already, as in tests that start several services.
     let _ = match telemetry.log_format {
         LogFormat::Text => subscriber.with_ansi(false).try_init(),
@@ -120,9 +121,10 @@ fn abort_on_panic() {
 
 async fn cancel_on_signal(stop: CancellationToken) {
     use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut interrupt), Ok(mut terminate)) =
-        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-    else {
+    let (Ok(mut interrupt), Ok(mut terminate)) = (
+        signal(SignalKind::interrupt()),
+        signal(SignalKind::terminate()),
+    ) else {
         error!("cannot listen to signals: stop the process with SIGKILL");
         return;
     };

@@ -22,8 +22,13 @@ pub fn init(
     service: &'static str,
     otlp_endpoint: Option<&str>,
 ) -> anyhow::Result<Option<SdkTracerProvider>> {
-    let Some(endpoint) = otlp_endpoint else { return Ok(None) };
-    let exporter = SpanExporter::builder().with_tonic().with_endpoint(endpoint).build()?;
+    let Some(endpoint) = otlp_endpoint else {
+        return Ok(None);
+    };
+    let exporter = SpanExporter::builder()
+        .with_tonic()
+        .with_endpoint(endpoint)
+        .build()?;
     let provider = SdkTracerProvider::builder()
         // Sampling is decided by `Sampler` before a span is asked for.
         .with_sampler(SdkSampler::AlwaysOn)
@@ -42,7 +47,9 @@ impl TraceContext {
     /// Reads a W3C `traceparent` header. None if it is empty, malformed or not sampled.
     pub fn parse(traceparent: &str) -> Option<TraceContext> {
         let mut parts = traceparent.trim().split('-');
-        let version = parts.next().filter(|part| is_lower_hex(part, 2) && *part != "ff")?;
+        let version = parts
+            .next()
+            .filter(|part| is_lower_hex(part, 2) && *part != "ff")?;
         let trace_id = parts.next().filter(|part| is_lower_hex(part, 32))?;
         let span_id = parts.next().filter(|part| is_lower_hex(part, 16))?;
         let flags = parts.next().filter(|part| is_lower_hex(part, 2))?;
@@ -168,7 +175,16 @@ mod tests {
         let zero_trace = SAMPLED.replace("0af7651916cd43dd8448eb211c80319c", &"0".repeat(32));
         let upper = SAMPLED.to_uppercase();
         let longer = format!("{SAMPLED}-00");
-        for bad in ["", "00", "00-1-2-01", &unsampled, &zero_trace, &upper, &longer, "\u{1F600}"] {
+        for bad in [
+            "",
+            "00",
+            "00-1-2-01",
+            &unsampled,
+            &zero_trace,
+            &upper,
+            &longer,
+            "\u{1F600}",
+        ] {
             assert_eq!(TraceContext::parse(bad), None, "{bad}");
         }
     }
@@ -182,7 +198,9 @@ mod tests {
 
     #[test]
     fn a_root_span_is_carried_on_by_its_children() {
-        let provider = SdkTracerProvider::builder().with_sampler(SdkSampler::AlwaysOn).build();
+        let provider = SdkTracerProvider::builder()
+            .with_sampler(SdkSampler::AlwaysOn)
+            .build();
         global::set_tracer_provider(provider);
         let root = Sampler::new(1.0).root("root").unwrap();
         let child = span(Some(&root.context()), "child", SpanKind::Internal).unwrap();

@@ -70,7 +70,10 @@ pub struct Partition {
 impl Partition {
     /// The replica on `broker_id`, if the assignment has one.
     pub fn replica_on(&self, broker_id: BrokerId) -> Option<ReplicaId> {
-        self.replicas.iter().copied().find(|r| r.broker_id == broker_id)
+        self.replicas
+            .iter()
+            .copied()
+            .find(|r| r.broker_id == broker_id)
     }
 }
 
@@ -86,7 +89,9 @@ pub struct Topic {
 
 impl Topic {
     pub fn partition(&self, index: PartitionIndex) -> Option<&Partition> {
-        usize::try_from(index.0).ok().and_then(|i| self.partitions.get(i))
+        usize::try_from(index.0)
+            .ok()
+            .and_then(|i| self.partitions.get(i))
     }
 
     pub fn is_internal(&self) -> bool {
@@ -141,7 +146,8 @@ impl ClusterImage {
             self.controller_leader = leader;
         }
         for controller in change.controllers {
-            self.controllers.insert(controller.controller_id, controller);
+            self.controllers
+                .insert(controller.controller_id, controller);
         }
         for broker in change.brokers {
             self.brokers.insert(broker.broker_id, broker);
@@ -162,7 +168,9 @@ impl ClusterImage {
             self.put_topic(topic);
         }
         for (topic_id, partition) in change.partitions {
-            let Some(topic) = self.topics.get_mut(&topic_id) else { continue };
+            let Some(topic) = self.topics.get_mut(&topic_id) else {
+                continue;
+            };
             let topic = Arc::make_mut(topic);
             let slot = usize::try_from(partition.partition.0)
                 .ok()

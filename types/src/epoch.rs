@@ -48,6 +48,8 @@ impl TryFrom<u64> for LeaderEpoch {
     type Error = TermOutOfRange;
 
     fn try_from(term: u64) -> Result<Self, TermOutOfRange> {
-        i32::try_from(term).map(LeaderEpoch).map_err(|_| TermOutOfRange(term))
+        i32::try_from(term)
+            .map(LeaderEpoch)
+            .map_err(|_| TermOutOfRange(term))
     }
 }

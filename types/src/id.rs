@@ -80,7 +80,10 @@ pub struct ReplicaId {
 /// openraft's storage suite numbers its nodes; in operation the controller names both parts.
 impl From<u64> for ReplicaId {
     fn from(incarnation: u64) -> Self {
-        ReplicaId { broker_id: BrokerId(0), incarnation }
+        ReplicaId {
+            broker_id: BrokerId(0),
+            incarnation,
+        }
     }
 }
 

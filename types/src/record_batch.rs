@@ -43,7 +43,10 @@ pub enum InvalidBatch {
     #[error("record batch checksum is {actual:#010x}, its header says {expected:#010x}")]
     ChecksumMismatch { expected: u32, actual: u32 },
     #[error("record batch has {record_count} records and last offset delta {last_offset_delta}")]
-    InvalidRecordCount { record_count: i32, last_offset_delta: i32 },
+    InvalidRecordCount {
+        record_count: i32,
+        last_offset_delta: i32,
+    },
     #[error("record batch has compression type {0}, which is not known")]
     UnknownCompression(i16),
 }
@@ -91,7 +94,10 @@ impl BatchHeader {
     /// that the whole batch is there. Does not check the CRC.
     pub fn parse(bytes: &[u8]) -> Result<BatchHeader, InvalidBatch> {
         if bytes.len() < HEADER_SIZE {
-            return Err(InvalidBatch::Truncated { needed: HEADER_SIZE, available: bytes.len() });
+            return Err(InvalidBatch::Truncated {
+                needed: HEADER_SIZE,
+                available: bytes.len(),
+            });
         }
         let header = BatchHeader {
             base_offset: Offset(i64::from_be_bytes(array(bytes, 0))),
@@ -116,7 +122,10 @@ impl BatchHeader {
         }
         let needed = header.size_bytes();
         if bytes.len() < needed {
-            return Err(InvalidBatch::Truncated { needed, available: bytes.len() });
+            return Err(InvalidBatch::Truncated {
+                needed,
+                available: bytes.len(),
+            });
         }
         Ok(header)
     }
@@ -132,7 +141,10 @@ impl BatchHeader {
         if actual == self.crc {
             Ok(())
         } else {
-            Err(InvalidBatch::ChecksumMismatch { expected: self.crc, actual })
+            Err(InvalidBatch::ChecksumMismatch {
+                expected: self.crc,
+                actual,
+            })
         }
     }
 
@@ -274,7 +286,10 @@ mod tests {
         stamp(&mut bytes, Offset(42), LeaderEpoch(7));
         let header = BatchHeader::parse(&bytes).unwrap();
         assert_eq!(header.verify_crc(&bytes), Ok(()));
-        assert_eq!((header.base_offset, header.leader_epoch), (Offset(42), LeaderEpoch(7)));
+        assert_eq!(
+            (header.base_offset, header.leader_epoch),
+            (Offset(42), LeaderEpoch(7))
+        );
         assert_eq!(header.next_offset(), Offset(45));
     }
 

@@ -9,11 +9,20 @@ use std::collections::BTreeMap;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ConfigKind {
     /// A 64-bit number in a closed range.
-    Long { min: i64, max: i64 },
+    Long {
+        min: i64,
+        max: i64,
+    },
     /// A 32-bit number in a closed range.
-    Int { min: i64, max: i64 },
+    Int {
+        min: i64,
+        max: i64,
+    },
     /// A decimal fraction in a closed range of thousandths.
-    Double { min_thousandths: i64, max_thousandths: i64 },
+    Double {
+        min_thousandths: i64,
+        max_thousandths: i64,
+    },
     Boolean,
     /// A comma-separated list of the given words.
     List(&'static [&'static str]),
@@ -57,7 +66,10 @@ pub const TOPIC_CONFIGS: &[ConfigKey] = &[
     ConfigKey {
         name: MAX_MESSAGE_BYTES,
         default: "1048588",
-        kind: ConfigKind::Int { min: 0, max: i32::MAX as i64 },
+        kind: ConfigKind::Int {
+            min: 0,
+            max: i32::MAX as i64,
+        },
         documentation: "Largest record batch accepted, in bytes",
     },
     ConfigKey {
@@ -75,25 +87,37 @@ pub const TOPIC_CONFIGS: &[ConfigKey] = &[
     ConfigKey {
         name: RETENTION_BYTES,
         default: "-1",
-        kind: ConfigKind::Long { min: -1, max: i64::MAX },
+        kind: ConfigKind::Long {
+            min: -1,
+            max: i64::MAX,
+        },
         documentation: "Size of a partition above which its oldest segments go; -1: no limit",
     },
     ConfigKey {
         name: RETENTION_MS,
         default: "604800000",
-        kind: ConfigKind::Long { min: -1, max: i64::MAX },
+        kind: ConfigKind::Long {
+            min: -1,
+            max: i64::MAX,
+        },
         documentation: "Age in milliseconds above which segments go; -1: no limit",
     },
     ConfigKey {
         name: SEGMENT_BYTES,
         default: "1073741824",
-        kind: ConfigKind::Int { min: 1_048_576, max: i32::MAX as i64 },
+        kind: ConfigKind::Int {
+            min: 1_048_576,
+            max: i32::MAX as i64,
+        },
         documentation: "Size in bytes at which a segment is sealed",
     },
     ConfigKey {
         name: SEGMENT_MS,
         default: "604800000",
-        kind: ConfigKind::Long { min: 1, max: i64::MAX },
+        kind: ConfigKind::Long {
+            min: 1,
+            max: i64::MAX,
+        },
         documentation: "Age in milliseconds at which a segment is sealed",
     },
 ];
@@ -104,7 +128,11 @@ pub enum InvalidConfig {
     #[error("unknown topic config '{0}'")]
     UnknownKey(String),
     #[error("invalid value '{value}' for '{name}': expected {expected}")]
-    InvalidValue { name: &'static str, value: String, expected: String },
+    InvalidValue {
+        name: &'static str,
+        value: String,
+        expected: String,
+    },
 }
 
 /// The known key of that name.
@@ -116,7 +144,11 @@ pub fn key(name: &str) -> Option<&'static ConfigKey> {
 pub fn validate(name: &str, value: &str) -> Result<(), InvalidConfig> {
     let key = key(name).ok_or_else(|| InvalidConfig::UnknownKey(name.to_owned()))?;
     let invalid = |expected: String| {
-        Err(InvalidConfig::InvalidValue { name: key.name, value: value.to_owned(), expected })
+        Err(InvalidConfig::InvalidValue {
+            name: key.name,
+            value: value.to_owned(),
+            expected,
+        })
     };
     let in_range = |min: i64, max: i64| match value.trim().parse::<i64>() {
         Ok(number) if (min..=max).contains(&number) => Ok(()),
@@ -124,8 +156,14 @@ pub fn validate(name: &str, value: &str) -> Result<(), InvalidConfig> {
     };
     match key.kind {
         ConfigKind::Long { min, max } | ConfigKind::Int { min, max } => in_range(min, max),
-        ConfigKind::Double { min_thousandths, max_thousandths } => {
-            let (min, max) = (min_thousandths as f64 / 1000.0, max_thousandths as f64 / 1000.0);
+        ConfigKind::Double {
+            min_thousandths,
+            max_thousandths,
+        } => {
+            let (min, max) = (
+                min_thousandths as f64 / 1000.0,
+                max_thousandths as f64 / 1000.0,
+            );
             match value.trim().parse::<f64>() {
                 Ok(number) if (min..=max).contains(&number) => Ok(()),
                 _ => invalid(format!("a fraction from {min} to {max}")),
@@ -164,8 +202,14 @@ pub fn effective<'a>(configs: &'a BTreeMap<String, String>, name: &str) -> &'a s
 /// A numeric config in force. Falls back to the default where a stored value does not parse,
 /// which `validate` rules out for values that came through the controller.
 pub fn effective_number(configs: &BTreeMap<String, String>, name: &str) -> i64 {
-    let default = || key(name).and_then(|key| key.default.parse().ok()).unwrap_or(0);
-    effective(configs, name).parse().unwrap_or_else(|_| default())
+    let default = || {
+        key(name)
+            .and_then(|key| key.default.parse().ok())
+            .unwrap_or(0)
+    };
+    effective(configs, name)
+        .parse()
+        .unwrap_or_else(|_| default())
 }
 
 #[cfg(test)]
