@@ -103,6 +103,8 @@ pub(crate) struct Inner {
     view: watch::Sender<ClusterView>,
     /// The cluster that this broker's data belongs to; empty until it is known.
     cluster_id: watch::Sender<String>,
+    /// Held while the first cluster id is saved: session and watch both learn it at the same time.
+    joining: tokio::sync::Mutex<()>,
     /// Our broker epoch, while the session lasts.
     epoch: watch::Sender<Option<BrokerEpoch>>,
     /// The revision that `reconcile` has acted on.
@@ -134,6 +136,7 @@ impl ControllerClient {
             pool,
             view: watch::Sender::new(saved_view(&options.data_dir, &cluster_id)),
             cluster_id: watch::Sender::new(cluster_id),
+            joining: tokio::sync::Mutex::new(()),
             data_dir: options.data_dir,
             epoch: watch::Sender::new(None),
             acted_revision: AtomicU64::new(0),
@@ -273,6 +276,7 @@ impl Inner {
     /// Checks a cluster id that a controller named against the one of our data, and keeps the
     /// first. False: another cluster, nothing it says is for us.
     pub(crate) async fn is_our_cluster(&self, cluster_id: &str) -> bool {
+        let _joining = self.joining.lock().await;
         let ours = self.cluster_id.borrow().clone();
         if !ours.is_empty() {
             return ours == cluster_id;
@@ -350,4 +354,37 @@ async fn save_images(inner: Arc<Inner>) {
 
 fn has_news(view: &ClusterView, saved: u64) -> bool {
     view.live && view.image.revision != saved
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_cluster_is_joined_once_however_it_is_learned() {
+        let folder = tempfile::tempdir().unwrap();
+        let client = ControllerClient::open(ClientOptions {
+            registration: Registration {
+                broker_id: BrokerId(1),
+                incarnation_id: Uuid::nil(),
+                rpc_address: "127.0.0.1:1".to_owned(),
+                rack: None,
+                storage_id: Uuid::nil(),
+            },
+            controllers: vec!["127.0.0.1:1".to_owned()],
+            data_dir: folder.path().to_owned(),
+            stop: CancellationToken::new(),
+        })
+        .unwrap();
+        let joins = (0..8).map(|_| {
+            let inner = client.inner.clone();
+            tokio::spawn(async move { inner.is_our_cluster("ours").await })
+        });
+        for joined in futures::future::join_all(joins).await {
+            assert!(joined.unwrap());
+        }
+        assert!(!client.inner.is_our_cluster("another").await);
+        let saved = image_file::load_cluster_id(folder.path()).unwrap();
+        assert_eq!(saved.as_deref(), Some("ours"));
+    }
 }

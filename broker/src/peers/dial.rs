@@ -73,7 +73,7 @@ enum DialError {
     Connect(String),
     #[error("no answer within {0:?}")]
     Timeout(Duration),
-    #[error("the stream failed: {0}")]
+    #[error("the stream failed: {}", .0.message())]
     Stream(Box<tonic::Status>),
     #[error("the peer closed the stream")]
     Closed,

@@ -87,7 +87,7 @@ async fn serve(peers: Peers, mut inbound: Streaming<v1::PeerFrame>, queue: Arc<F
                     Ok(Some(frame)) => frame,
                     Ok(None) => return,
                     Err(status) => {
-                        debug!(error = %status, "a peer's stream ended");
+                        debug!(error = status.message(), "a peer's stream ended");
                         return;
                     }
                 };
