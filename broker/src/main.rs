@@ -11,7 +11,6 @@ use clap::Parser;
 static GLOBAL: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    without_huge_pages();
     let args = Args::parse();
     let check_config = args.check_config;
     let config = match args.load() {
@@ -37,14 +36,4 @@ fn main() -> ExitCode {
             running.run_until(stop).await
         },
     )
-}
-
-/// Each replica has large buffers of which it touches little. With huge pages every touch takes
-/// 2 MiB: measured, 680 MiB instead of 92 for 300 replicas.
-fn without_huge_pages() {
-    #[cfg(target_os = "linux")]
-    // SAFETY: sets a flag of this process; takes no pointers. Where it fails nothing changes.
-    unsafe {
-        libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0);
-    }
 }
