@@ -129,10 +129,11 @@ impl RaftNode {
     /// timeout. Only the lowest id does so: two at once would split the votes.
     pub async fn campaign_first(&self, config: &Config, stop: CancellationToken) {
         let group = config.group();
-        if group
+        // One alone elects itself at once.
+        let is_lowest = group
             .iter()
-            .any(|controller| controller.id < self.controller_id)
-        {
+            .all(|controller| controller.id >= self.controller_id);
+        if group.len() == 1 || !is_lowest {
             return;
         }
         let mut waiting: Vec<_> = group
