@@ -44,9 +44,9 @@ pub struct RaftSettings {
 impl Default for RaftSettings {
     fn default() -> Self {
         Self {
-            heartbeat_interval_ms: 300,
-            election_timeout_min_ms: 900,
-            election_timeout_max_ms: 1800,
+            heartbeat_interval_ms: 250,
+            election_timeout_min_ms: 500,
+            election_timeout_max_ms: 1000,
             snapshot_log_entries: 5000,
             retained_log_entries: 1000,
         }
@@ -303,9 +303,9 @@ CHRONIK_CONTROLLER_RAFT__HEARTBEAT_INTERVAL_MS is heartbeat-interval-ms of [raft
                                  brokers [3]
   consumer-offsets-partition-count  partitions of __consumer_offsets [50]
   [raft]
-  heartbeat-interval-ms          between two heartbeats of the leader [300]
+  heartbeat-interval-ms          between two heartbeats of the leader [250]
   election-timeout-min-ms, election-timeout-max-ms
-                                 silence after which a follower asks for an election [900, 1800]
+                                 silence after which a follower asks for an election [500, 1000]
   snapshot-log-entries           a snapshot is made after this many log entries [5000]
   retained-log-entries           entries kept behind a snapshot [1000]
   [telemetry]
