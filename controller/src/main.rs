@@ -11,13 +11,18 @@ use clap::Parser;
 static GLOBAL: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    let config = match Args::parse().load() {
+    let args = Args::parse();
+    let check_config = args.check_config;
+    let config = match args.load() {
         Ok(config) => config,
         Err(why) => {
             eprintln!("chronik-controller: {why}");
             return ExitCode::from(EXIT_CONFIG);
         }
     };
+    if check_config {
+        return ExitCode::SUCCESS;
+    }
     let telemetry = config.telemetry.clone();
     let worker_threads = config.worker_threads;
     run(
