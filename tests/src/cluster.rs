@@ -212,6 +212,11 @@ impl Cluster {
 
     /// Starts a killed service again, from its own configuration file, and does not wait for it.
     pub fn start_service(&mut self, name: &str) {
+        self.start_service_with(name, &[]);
+    }
+
+    /// The same with more environment.
+    pub fn start_service_with(&mut self, name: &str, environment: &[(&str, &str)]) {
         let service = self.service(name).clone();
         assert!(!service.process.is_alive(), "{name} runs already");
         let log = File::options()
@@ -224,6 +229,7 @@ impl Cluster {
         command
             .arg("--config")
             .arg(&service.config)
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(log)
             .stderr(errors);
