@@ -268,9 +268,13 @@ impl Cluster {
         let mut leadership = replica.leadership();
         let deadline = Instant::now() + LIMIT;
         loop {
-            replica.campaign(false).await.unwrap();
+            // One that leads already and is slow to be ready must not unseat itself.
+            let leads = leadership.borrow().is_leader;
+            if !leads {
+                replica.campaign(false).await.unwrap();
+            }
             let ready = leadership.wait_for(|l| l.ready);
-            if let Ok(ready) = timeout(Duration::from_millis(300), ready).await {
+            if let Ok(ready) = timeout(Duration::from_millis(700), ready).await {
                 ready.unwrap();
                 return;
             }

@@ -219,7 +219,18 @@ fn chronik_administers_topics_over_rest() {
         )
     });
     cluster.start_service("controller-1");
-    ok(&["topic", "delete", "books"]);
+    // The controllers may still be electing, or the one that starts may not know its leader yet.
+    wait_for("a deletion while a controller starts", DEADLINE, || {
+        let finished = run(&mut chronik(&["topic", "delete", "books"]), "", DEADLINE);
+        holds(
+            finished.success || finished.stderr.contains("no topic"),
+            finished.stderr,
+        )
+    });
+    wait_for("the topic to be gone", DEADLINE, || {
+        let finished = run(&mut chronik(&["topic", "describe", "books"]), "", DEADLINE);
+        holds(!finished.success, finished.stdout)
+    });
     cluster.assert_no_panic();
     cluster.stop();
 }
