@@ -44,9 +44,9 @@ pub struct RaftSettings {
 impl Default for RaftSettings {
     fn default() -> Self {
         Self {
-            heartbeat_interval_ms: 300,
-            election_timeout_min_ms: 600,
-            election_timeout_max_ms: 1000,
+            heartbeat_interval_ms: 400,
+            election_timeout_min_ms: 900,
+            election_timeout_max_ms: 1500,
             snapshot_log_entries: 5000,
             retained_log_entries: 1000,
         }
@@ -121,7 +121,7 @@ impl Default for Config {
             cluster_id: String::new(),
             session_timeout_ms: 3000,
             session_heartbeat_interval_ms: 500,
-            leader_wait_ms: 3000,
+            leader_wait_ms: 4000,
             write_timeout_ms: 5000,
             partitions_per_request_max: 100_000,
             watch_history_max: 10_000,
@@ -295,7 +295,7 @@ CHRONIK_CONTROLLER_RAFT__HEARTBEAT_INTERVAL_MS is heartbeat-interval-ms of [raft
   cluster-id                     name of a new cluster [made up by the first leader]
   session-timeout-ms             a broker or gateway silent for this long is fenced [3000]
   session-heartbeat-interval-ms  how often brokers and gateways send a heartbeat [500]
-  leader-wait-ms                 how long a request waits for a leader [3000]
+  leader-wait-ms                 how long a request waits for a leader [4000]
   write-timeout-ms               how long a change waits for a majority [5000]
   partitions-per-request-max     most partitions that one request may create [100000]
   watch-history-max              changes kept for watchers that come back [10000]
@@ -306,9 +306,9 @@ CHRONIK_CONTROLLER_RAFT__HEARTBEAT_INTERVAL_MS is heartbeat-interval-ms of [raft
                                  brokers [3]
   consumer-offsets-partition-count  partitions of __consumer_offsets [50]
   [raft]
-  heartbeat-interval-ms          between two heartbeats of the leader [300]
+  heartbeat-interval-ms          between two heartbeats of the leader [400]
   election-timeout-min-ms, election-timeout-max-ms
-                                 silence after which a follower asks for an election [600, 1000]
+                                 silence after which a follower asks for an election [900, 1500]
   snapshot-log-entries           a snapshot is made after this many log entries [5000]
   retained-log-entries           entries kept behind a snapshot [1000]
   [telemetry]
