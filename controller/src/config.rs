@@ -59,7 +59,7 @@ impl Default for RaftSettings {
 pub struct TopicDefaults {
     /// Kafka's `num.partitions`.
     pub partition_count: i32,
-    /// Kafka's `default.replication.factor`; lower where there are fewer brokers.
+    /// Kafka's `default.replication.factor`. With fewer brokers a topic is refused.
     pub replication_factor: i32,
     /// Partitions of `__consumer_offsets`.
     pub consumer_offsets_partition_count: i32,
@@ -302,8 +302,8 @@ CHRONIK_CONTROLLER_RAFT__HEARTBEAT_INTERVAL_MS is heartbeat-interval-ms of [raft
   worker-threads                 threads of the process; 0: one per core [1]
   [topic-defaults]
   partition-count                Kafka's num.partitions [1]
-  replication-factor             Kafka's default.replication.factor; lower where there are fewer
-                                 brokers [3]
+  replication-factor             Kafka's default.replication.factor; with fewer brokers a topic is
+                                 refused [3]
   consumer-offsets-partition-count  partitions of __consumer_offsets [50]
   [raft]
   heartbeat-interval-ms          between two heartbeats of the leader [400]

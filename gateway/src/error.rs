@@ -164,7 +164,9 @@ pub fn group_error(error: GroupError) -> ErrorCode {
         GroupError::InvalidGroup => ErrorCode::InvalidGroupId,
         GroupError::UnknownGroup => ErrorCode::GroupIdNotFound,
         GroupError::MetadataTooLarge => ErrorCode::OffsetMetadataTooLarge,
-        GroupError::TimedOut => ErrorCode::RequestTimedOut,
+        // As Kafka's coordinators: of the retriable codes the one that every client expects in every
+        // answer of a group. A member that joins gives up at REQUEST_TIMED_OUT.
+        GroupError::TimedOut => ErrorCode::CoordinatorNotAvailable,
         GroupError::NonEmptyGroup => ErrorCode::NonEmptyGroup,
         GroupError::StaleMemberEpoch => ErrorCode::StaleMemberEpoch,
     }

@@ -84,9 +84,10 @@ impl Memory {
             .saturating_sub(self.max_bytes - self.max_bytes / 8)
     }
 
-    /// The data that waits to be committed or flushed has used up the budget.
+    /// The data that waits to be committed has used up half of the budget: the other half is for
+    /// those that do get their commits.
     pub fn is_overloaded(&self) -> bool {
-        self.pinned() > self.max_bytes
+        self.pinned().saturating_sub(self.ready()) > self.max_bytes / 2
     }
 
     /// Refuses entries beyond the bound.

@@ -203,12 +203,6 @@ impl Storage {
         }
     }
 
-    /// The data that waits for its commit has used up the memory budget: a leader should refuse
-    /// new data before it assigns offsets.
-    pub fn is_overloaded(&self) -> bool {
-        self.owner.core.memory.is_overloaded()
-    }
-
     /// Bytes of entries in memory, those that are in segments too included.
     pub fn memory_bytes(&self) -> usize {
         self.owner.core.memory.total()

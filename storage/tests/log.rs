@@ -373,7 +373,7 @@ fn memory_stays_within_its_budget_and_too_much_uncommitted_data_is_refused() {
     eventually("copies of flushed entries are dropped", || {
         storage.memory_bytes() <= 1 << 20
     });
-    assert!(!storage.is_overloaded());
+    eventually("nothing waits for its commit", || !log.is_overloaded());
     let mut index = 300;
     let error = loop {
         match append(&log, vec![data(index, 1, index as i64, &[1; 20_000])]) {
@@ -383,6 +383,7 @@ fn memory_stays_within_its_budget_and_too_much_uncommitted_data_is_refused() {
         assert!(index < 400);
     };
     assert!(matches!(error, StorageError::Overloaded { .. }));
+    assert!(storage.open_log(group(2)).unwrap().is_overloaded());
     append(&log, vec![blank(index, 2)]).unwrap();
     assert!(storage.memory_bytes() < 2 << 20);
     log.set_committed(index);

@@ -91,6 +91,11 @@ impl Span {
         self.0.set_attribute(KeyValue::new(key, value));
     }
 
+    /// Points to a span of another trace that did work for this one too.
+    pub fn link(&mut self, other: &TraceContext) {
+        self.0.add_link(other.0.clone(), Vec::new());
+    }
+
     /// Marks the span as failed.
     pub fn error(&mut self, message: String) {
         self.0.set_status(Status::error(message));

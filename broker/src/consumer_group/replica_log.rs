@@ -39,9 +39,9 @@ impl GroupLog for ReplicaLog {
         if !leads() {
             return Err(AppendError::NotLeader);
         }
-        match self.0.append_internal(records).await {
+        match self.0.append_internal(leader_epoch, records).await {
             Ok(offset) if leads() => Ok(offset),
-            // Leadership went away and maybe came back: others may have written in between.
+            // It is in the log, but others may have written after it.
             Ok(_) => Err(AppendError::Unknown),
             Err(replica::AppendError::NotLeader { .. }) => Err(AppendError::NotLeader),
             Err(

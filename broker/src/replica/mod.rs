@@ -218,8 +218,21 @@ impl Replica {
 
     /// Stage 1, synchronous and in order: checks and queues. Stage 2: the future.
     pub fn enqueue(self: &Arc<Self>, item: ProduceItem) -> Result<AppendFuture, AppendError> {
-        if !self.state.leadership.borrow().is_leader {
-            return Err(self.not_leader());
+        {
+            let leadership = self.state.leadership.borrow();
+            if !leadership.is_leader
+                || item
+                    .leader_epoch
+                    .is_some_and(|e| e != leadership.leader_epoch)
+            {
+                drop(leadership);
+                return Err(self.not_leader());
+            }
+        }
+        // Records that cannot be committed, for want of a majority, must not use up the memory that
+        // other partitions need.
+        if self.log.is_overloaded() {
+            return Err(AppendError::Overloaded);
         }
         let (max_message_bytes, log_append_time) = {
             let partition = self.partition.borrow();
@@ -234,13 +247,19 @@ impl Replica {
         Ok(future)
     }
 
-    /// Appends batches with acks=all (for the group coordinator); their base offset once committed.
-    pub async fn append_internal(self: &Arc<Self>, records: Bytes) -> Result<Offset, AppendError> {
+    /// Appends batches with acks=all if this replica leads in `leader_epoch` (for the group
+    /// coordinator); their base offset once committed.
+    pub async fn append_internal(
+        self: &Arc<Self>,
+        leader_epoch: LeaderEpoch,
+        records: Bytes,
+    ) -> Result<Offset, AppendError> {
         let deadline = Instant::now() + INTERNAL_APPEND_TIMEOUT;
         let item = ProduceItem {
             records,
             acks: Acks::All,
             deadline,
+            leader_epoch: Some(leader_epoch),
             trace: None,
         };
         let appended = self.enqueue(item)?.until(deadline).await?;

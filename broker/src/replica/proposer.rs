@@ -43,16 +43,15 @@ async fn propose(replica: &Arc<Replica>, items: Vec<Queued>) {
     let Some((leadership, items)) = wait_until_ready(replica, items).await else {
         return;
     };
-    let mut items = sequence(replica, items);
+    let mut items = sequence(replica, &leadership, items);
     if items.is_empty() {
         return;
     }
     for queued in &mut items {
         queued.span = None;
     }
-    let trace = items.iter().find_map(|q| q.item.trace.clone());
-    let span = trace::span(trace.as_ref(), "broker.replicate", SpanKind::Internal);
-    let trace = span.as_ref().map(trace::Span::context);
+    let spans = replicate_spans(&items);
+    let trace = spans.first().map(trace::Span::context);
     let in_flight = Arc::new(InFlight::new(items));
     let deadline = in_flight.last_deadline();
     loop {
@@ -71,6 +70,22 @@ async fn propose(replica: &Arc<Replica>, items: Vec<Queued>) {
         }
     }
     answer_committed(replica, in_flight);
+}
+
+/// One span for each sampled item of the entry. What becomes of the entry in other processes is in
+/// the trace of the first; the others have a link to it.
+fn replicate_spans(items: &[Queued]) -> Vec<trace::Span> {
+    let mut spans: Vec<trace::Span> = Vec::new();
+    for queued in items {
+        let trace = queued.item.trace.as_ref();
+        if let Some(mut span) = trace::span(trace, "broker.replicate", SpanKind::Internal) {
+            if let Some(first) = spans.first() {
+                span.link(&first.context());
+            }
+            spans.push(span);
+        }
+    }
+    spans
 }
 
 /// Waits until this replica leads with complete producer state; answers the items if it does not,
@@ -99,9 +114,9 @@ async fn wait_until_ready(
     None
 }
 
-/// Decides each item by deadline, in-sync replicas and producer sequence: answers what is not to be
+/// Decides each item by deadline, leader epoch, in-sync replicas and producer sequence: answers what is not to be
 /// appended, puts back what the table cannot decide yet, and returns the rest in order.
-fn sequence(replica: &Replica, items: Vec<Queued>) -> Vec<Queued> {
+fn sequence(replica: &Replica, leadership: &Leadership, items: Vec<Queued>) -> Vec<Queued> {
     let (in_sync, required) = replica.in_sync();
     let now = Instant::now();
     let mut accepted = Vec::with_capacity(items.len());
@@ -115,6 +130,11 @@ fn sequence(replica: &Replica, items: Vec<Queued>) -> Vec<Queued> {
             }
             if queued.item.deadline <= now {
                 queued.answer(Err(AppendError::TimedOut));
+                continue;
+            }
+            let wanted_epoch = queued.item.leader_epoch;
+            if wanted_epoch.is_some_and(|epoch| epoch != leadership.leader_epoch) {
+                queued.answer(Err(AppendError::NotLeader { leader: None }));
                 continue;
             }
             if queued.item.acks == Acks::All && in_sync < required {

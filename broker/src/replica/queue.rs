@@ -11,6 +11,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use chronik_telemetry::SpanKind;
 use chronik_telemetry::trace::{self, TraceContext};
+use chronik_types::epoch::LeaderEpoch;
 use chronik_types::offset::Offset;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
@@ -44,6 +45,9 @@ pub struct ProduceItem {
     /// An item that is not proposed by then never will be. Whoever waits for the answer gives up
     /// by itself (`AppendFuture::until`).
     pub deadline: Instant,
+    /// Append only under this leadership, for those who decided upon what was in the log then. None:
+    /// under whichever holds when it is the item's turn.
+    pub leader_epoch: Option<LeaderEpoch>,
     pub trace: Option<TraceContext>,
 }
 

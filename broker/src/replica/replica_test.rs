@@ -73,6 +73,7 @@ async fn many_at_once_keep_their_order_and_share_entries() {
                 records,
                 acks: Acks::All,
                 deadline,
+                leader_epoch: None,
                 trace: None,
             };
             cluster.replica(0).enqueue(item).unwrap()
@@ -110,6 +111,28 @@ async fn a_follower_refuses_with_a_hint() {
 }
 
 #[tokio::test]
+async fn what_was_decided_under_one_leadership_is_not_appended_under_the_next() {
+    let mut cluster = Cluster::start(3, 2).await;
+    let epoch = cluster.replica(0).leadership().borrow().leader_epoch;
+    let records = || Bytes::from(value("decision"));
+    let appended = cluster.replica(0).append_internal(epoch, records()).await;
+    assert_eq!(appended, Ok(Offset(0)));
+    cluster.elect(1).await;
+    cluster.wait_for_leadership(0, |l| !l.is_leader).await;
+    cluster.elect(0).await;
+    let now = cluster.replica(0).leadership().borrow().leader_epoch;
+    assert!(now > epoch);
+    let refused = cluster.replica(0).append_internal(epoch, records()).await;
+    assert!(
+        matches!(refused, Err(AppendError::NotLeader { .. })),
+        "{refused:?}"
+    );
+    let appended = cluster.replica(0).append_internal(now, records()).await;
+    assert_eq!(appended, Ok(Offset(1)));
+    cluster.stop_all().await;
+}
+
+#[tokio::test]
 async fn a_retry_of_an_idempotent_batch_is_answered_with_its_first_offset() {
     let mut cluster = Cluster::start(3, 2).await;
     assert_eq!(cluster.ack(0, idempotent(9, 0, 0, 2)).await, 0);
@@ -134,6 +157,7 @@ async fn a_retry_of_an_idempotent_batch_is_answered_with_its_first_offset() {
             records,
             acks: Acks::All,
             deadline,
+            leader_epoch: None,
             trace: None,
         };
         cluster.replica(0).enqueue(item).unwrap()
@@ -186,6 +210,7 @@ async fn every_acked_record_survives_a_crash_of_all() {
                 records: Bytes::from(value(&format!("round {round} unacked {n}"))),
                 acks: Acks::None,
                 deadline: Instant::now() + LIMIT,
+                leader_epoch: None,
                 trace: None,
             };
             cluster.replica(leader).enqueue(item).unwrap();
@@ -314,6 +339,7 @@ async fn without_a_quorum_writes_time_out_and_the_queue_is_bounded() {
             records,
             acks: Acks::All,
             deadline,
+            leader_epoch: None,
             trace: None,
         };
         match cluster.replica(0).enqueue(item) {
@@ -379,6 +405,7 @@ async fn min_insync_replicas_is_checked_before_and_after() {
         records: value("e").into(),
         acks: Acks::All,
         deadline,
+        leader_epoch: None,
         trace: None,
     };
     let future = cluster.replica(0).enqueue(item).unwrap();

@@ -326,6 +326,7 @@ impl Cluster {
             records,
             acks,
             deadline,
+            leader_epoch: None,
             trace: None,
         };
         self.replica(n).enqueue(item)?.until(deadline).await

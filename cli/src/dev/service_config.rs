@@ -60,8 +60,18 @@ struct ControllerConfig<'a> {
     rpc_listen: String,
     rest_listen: String,
     controllers: &'a [ControllerAddress],
+    topic_defaults: TopicDefaults,
     telemetry: &'a Telemetry,
 }
+
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct TopicDefaults {
+    replication_factor: usize,
+}
+
+/// Of topics that do not say otherwise, where there are enough brokers.
+const REPLICATION_FACTOR: usize = 3;
 
 #[derive(Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -122,6 +132,9 @@ pub fn services(
             rpc_listen: address(ports.rpc),
             rest_listen: address(ports.rest),
             controllers: &controllers,
+            topic_defaults: TopicDefaults {
+                replication_factor: layout.brokers.len().clamp(1, REPLICATION_FACTOR),
+            },
             telemetry,
         })?;
         services.push(service);

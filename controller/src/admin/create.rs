@@ -272,12 +272,13 @@ impl<'a> Planner<'a> {
             -1 => defaults.partition_count,
             count => count,
         };
-        let registered = self.candidates.len();
-        let replication_factor = match topic.replication_factor {
-            -1 => usize::try_from(defaults.replication_factor)
-                .unwrap_or(1)
-                .min(registered)
-                .max(1),
+        let factor = match topic.replication_factor {
+            -1 => defaults.replication_factor,
+            factor => factor,
+        };
+        // Not lowered where there are fewer brokers, as in Kafka: a topic that was created while the
+        // cluster started would have one replica for ever.
+        let replication_factor = match factor {
             factor @ 1..=REPLICATION_FACTOR_MAX => usize::try_from(factor).unwrap_or(1),
             _ => {
                 return Err(Refused::new(

@@ -184,6 +184,12 @@ impl PartitionLog {
         flushed + batches.sum::<u64>()
     }
 
+    /// Data of this and other logs that waits for its commit has used up half of the memory budget:
+    /// a leader should refuse new data before it assigns offsets. It is meant for all logs alike.
+    pub fn is_overloaded(&self) -> bool {
+        self.log.core.memory.is_overloaded()
+    }
+
     /// From now on segments of this log are sealed at this size.
     pub fn set_segment_bytes(&self, segment_bytes: u64) {
         self.log.lock().segment_bytes = segment_bytes;

@@ -105,6 +105,7 @@ impl ProduceSession {
             records: partition.records,
             acks,
             deadline,
+            leader_epoch: None,
             trace,
         };
         match replica.enqueue(item) {
