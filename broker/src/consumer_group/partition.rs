@@ -4,19 +4,22 @@
 //! Invariant: writes reach the log in the order in which they were decided. Without leadership
 //! nothing is kept; every waiter is dropped and so learns that this is not its coordinator.
 
+mod time;
+mod writes;
+
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
-use bytes::Bytes;
-use chronik_types::offset::Offset;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use super::batch::{self, Record, UnreadableBatch};
+use writes::Then;
+pub(super) use writes::Write;
+
 use super::config::GroupConfig;
-use super::loaded::{Loaded, read_batch, replay_offset};
+use super::loaded::Loaded;
 use super::offsets::Offsets;
-use super::records::{Key, OffsetValue, STRING_MAX_BYTES, group_record, offset_record};
+use super::records::{OffsetValue, STRING_MAX_BYTES, group_record, offset_record};
 use super::state::{
     Effect, Group, GroupError, Join, JoinRefused, Moment, Now, Purpose, Reply, Sync,
 };
@@ -24,8 +27,6 @@ use super::state::{
 /// Largest record batch written, in bytes, unless one group alone needs more. Below the default
 /// of `max.message.bytes` (1,048,588).
 const BATCH_MAX_BYTES: usize = 1_000_000;
-/// Offsets that are removed by one write.
-const OFFSETS_PER_REMOVAL: usize = 1_000;
 /// Longest topic name (Kafka's rule).
 const TOPIC_NAME_MAX_BYTES: usize = 249;
 
@@ -66,31 +67,6 @@ pub(super) struct Entry {
     pub offsets: Offsets,
     /// Where the group is in `timers`. Never later than the group's next deadline.
     timer: Option<Moment>,
-}
-
-/// Records that go to the log together, and what happens then.
-pub(super) struct Write {
-    records: Vec<Record>,
-    size_bytes: usize,
-    then: Then,
-}
-
-enum Then {
-    Committed {
-        group: String,
-        offsets: Vec<(String, i32, OffsetValue)>,
-        done: oneshot::Sender<Written>,
-    },
-    Group {
-        group: String,
-        purpose: Purpose,
-        done: Option<oneshot::Sender<Written>>,
-    },
-    Removed {
-        group: String,
-        offsets: Vec<(String, i32)>,
-        whole_group: bool,
-    },
 }
 
 /// A commit on its way to the log.
@@ -338,237 +314,6 @@ impl Partition {
         written
     }
 
-    // ---- Time ----
-
-    pub fn next_deadline(&self) -> Moment {
-        let timer = self
-            .timers
-            .first()
-            .map_or(Moment::MAX, |(moment, _)| *moment);
-        timer.min(self.next_expiry_check)
-    }
-
-    /// Does what is due.
-    pub fn on_time(&mut self, now: Now) {
-        let mut due = Vec::new();
-        while let Some((moment, _)) = self.timers.first()
-            && *moment <= now.moment
-        {
-            due.extend(self.timers.pop_first().map(|(_, group)| group));
-        }
-        for id in due {
-            let mut effects = Vec::new();
-            if let Some(entry) = self.groups.get_mut(&id) {
-                entry.timer = None;
-                entry.group.on_time(now, &mut effects);
-            }
-            self.finish(now, &id, effects, None);
-        }
-        if self.next_expiry_check <= now.moment {
-            self.expire(now);
-            self.next_expiry_check = now.moment + self.config.offsets_retention_check_interval();
-        }
-    }
-
-    /// Queues the removal of expired offsets, and of groups that are empty and have none.
-    fn expire(&mut self, now: Now) {
-        let retention_ms = self.config.offsets_retention_ms();
-        let mut removals = Vec::new();
-        for (id, entry) in &self.groups {
-            let group = &entry.group;
-            if !group.is_unused() {
-                continue;
-            }
-            // Offsets of a group that never had members expire by their own age.
-            let unused_since_ms = if group.protocol_type().is_some() {
-                group.state_changed_wall_ms()
-            } else {
-                0
-            };
-            let expired = entry
-                .offsets
-                .expired(now.wall_ms, retention_ms, Some(unused_since_ms));
-            let whole_group = expired.len() == entry.offsets.iter().count();
-            if whole_group || !expired.is_empty() {
-                removals.push((id.clone(), expired, whole_group));
-            }
-        }
-        for (id, offsets, whole_group) in removals {
-            self.queue_removal(&id, offsets, whole_group);
-        }
-    }
-
-    /// Topics are gone: so are the offsets committed for them.
-    pub fn topics_removed(&mut self, topics: &[(Uuid, Arc<str>)]) {
-        if self.phase != Phase::Leading {
-            return;
-        }
-        let is_gone = |topic: &str, id: Uuid| {
-            topics
-                .iter()
-                .any(|(gone_id, name)| &**name == topic && (id.is_nil() || id == *gone_id))
-        };
-        let mut removals = Vec::new();
-        for (group, entry) in &self.groups {
-            let offsets: Vec<_> = entry
-                .offsets
-                .iter()
-                .filter(|(topic, _, committed)| is_gone(topic, committed.value.topic_id))
-                .map(|(topic, partition, _)| (topic.to_owned(), partition))
-                .collect();
-            if !offsets.is_empty() {
-                removals.push((group.clone(), offsets));
-            }
-        }
-        for (group, offsets) in removals {
-            self.queue_removal(&group, offsets, false);
-        }
-    }
-
-    fn queue_removal(&mut self, group: &str, offsets: Vec<(String, i32)>, whole_group: bool) {
-        for chunk in offsets.chunks(OFFSETS_PER_REMOVAL) {
-            let records = chunk
-                .iter()
-                .map(|(topic, at)| offset_record(group, topic, *at, None))
-                .collect();
-            let then = Then::Removed {
-                group: group.to_owned(),
-                offsets: chunk.to_vec(),
-                whole_group: false,
-            };
-            self.queue(records, then);
-        }
-        if whole_group {
-            let then = Then::Removed {
-                group: group.to_owned(),
-                offsets: Vec::new(),
-                whole_group: true,
-            };
-            self.queue(vec![group_record(group, None)], then);
-        }
-    }
-
-    // ---- Writes ----
-
-    fn queue(&mut self, records: Vec<Record>, then: Then) {
-        let size_bytes = records.iter().map(Record::size_bytes_max).sum();
-        self.writes_size_bytes += size_bytes;
-        self.writes.push_back(Write {
-            records,
-            size_bytes,
-            then,
-        });
-    }
-
-    /// The writes that go to the log next, as one record batch.
-    pub fn take_writes(&mut self, now: Now) -> Option<(Bytes, Vec<Write>)> {
-        let mut taken = Vec::new();
-        let mut size_bytes = 0;
-        while let Some(write) = self.writes.front() {
-            if !taken.is_empty() && size_bytes + write.size_bytes > BATCH_MAX_BYTES {
-                break;
-            }
-            size_bytes += write.size_bytes;
-            taken.extend(self.writes.pop_front());
-        }
-        self.writes_size_bytes -= size_bytes;
-        let records: Vec<Record> = taken
-            .iter_mut()
-            .flat_map(|write| std::mem::take(&mut write.records))
-            .collect();
-        (!records.is_empty()).then(|| (batch::encode(&records, now.wall_ms), taken))
-    }
-
-    /// The outcome of writes that were taken: the offset of the first record, or an error.
-    pub fn written(&mut self, now: Now, writes: Vec<Write>, outcome: Result<Offset, GroupError>) {
-        let mut at = outcome;
-        for write in writes {
-            let record_count = write.then.record_count();
-            self.write_done(now, write.then, at);
-            at = at.map(|offset| offset.plus(record_count));
-        }
-    }
-
-    fn write_done(&mut self, now: Now, then: Then, outcome: Result<Offset, GroupError>) {
-        match then {
-            Then::Committed {
-                group,
-                offsets,
-                done,
-            } => {
-                if let Ok(base) = outcome {
-                    let config = &self.config;
-                    let entry = self.groups.entry(group).or_insert_with(|| Entry {
-                        group: Group::new(config.clone(), now.wall_ms),
-                        offsets: Offsets::default(),
-                        timer: None,
-                    });
-                    for (delta, (topic, partition, value)) in (0..).zip(offsets) {
-                        entry
-                            .offsets
-                            .committed(&topic, partition, value, base.plus(delta));
-                    }
-                }
-                let _ = done.send(outcome.map(|_| ()));
-            }
-            Then::Group {
-                group,
-                purpose,
-                done,
-            } => {
-                let outcome = outcome.map(|_| ());
-                let mut effects = Vec::new();
-                if let Some(entry) = self.groups.get_mut(&group) {
-                    entry.group.stored(now, purpose, outcome, &mut effects);
-                }
-                self.finish(now, &group, effects, None);
-                if let Some(done) = done {
-                    let _ = done.send(outcome);
-                }
-            }
-            Then::Removed {
-                group,
-                offsets,
-                whole_group,
-            } => {
-                let (Ok(base), Some(entry)) = (outcome, self.groups.get_mut(&group)) else {
-                    return; // The next check finds them again.
-                };
-                for (delta, (topic, partition)) in (0..).zip(offsets) {
-                    entry.offsets.removed(&topic, partition, base.plus(delta));
-                }
-                if whole_group && entry.offsets.is_empty() && entry.group.is_unused() {
-                    if let Some(moment) = entry.timer {
-                        self.timers.remove(&(moment, group.clone()));
-                    }
-                    self.groups.remove(&group);
-                }
-            }
-        }
-    }
-
-    /// Offsets that are in the log though their write was answered as unknown.
-    pub fn catch_up(&mut self, bytes: &Bytes, now: Now) -> Result<Offset, UnreadableBatch> {
-        let (next, records) = read_batch(bytes)?;
-        for (offset, record) in records {
-            if let Ok(Key::Offset {
-                group,
-                topic,
-                partition,
-            }) = Key::parse(&record.key)
-            {
-                let config = &self.config;
-                let entry = self.groups.entry(group).or_insert_with(|| Entry {
-                    group: Group::new(config.clone(), now.wall_ms),
-                    offsets: Offsets::default(),
-                    timer: None,
-                });
-                replay_offset(&mut entry.offsets, &topic, partition, record.value, offset);
-            }
-        }
-        Ok(next)
-    }
-
     /// Does what a group's step asked for, and sets its timer anew.
     fn finish(
         &mut self,
@@ -623,27 +368,6 @@ impl Partition {
         if let Some(moment) = next {
             self.timers.insert((moment, group.to_owned()));
         }
-    }
-}
-
-impl Write {
-    pub fn record_count(&self) -> i64 {
-        self.then.record_count()
-    }
-}
-
-impl Then {
-    fn record_count(&self) -> i64 {
-        let count = match self {
-            Then::Committed { offsets, .. } => offsets.len(),
-            Then::Group { .. } => 1,
-            Then::Removed {
-                offsets,
-                whole_group,
-                ..
-            } => offsets.len() + usize::from(*whole_group),
-        };
-        count as i64
     }
 }
 

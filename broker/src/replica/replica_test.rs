@@ -117,8 +117,10 @@ async fn what_was_decided_under_one_leadership_is_not_appended_under_the_next() 
     let records = || Bytes::from(value("decision"));
     let appended = cluster.replica(0).append_internal(epoch, records()).await;
     assert_eq!(appended, Ok(Offset(0)));
+    cluster.wait_for_followers(0).await;
     cluster.elect(1).await;
     cluster.wait_for_leadership(0, |l| !l.is_leader).await;
+    cluster.wait_for_followers(1).await;
     cluster.elect(0).await;
     let now = cluster.replica(0).leadership().borrow().leader_epoch;
     assert!(now > epoch);
@@ -257,6 +259,8 @@ async fn elect_any(cluster: &Cluster) -> usize {
 async fn a_new_leader_goes_on_where_the_old_one_was_cut_off() {
     let mut cluster = Cluster::start(3, 2).await;
     assert_eq!(cluster.ack(0, value("a")).await, 0);
+    // A majority has it; the next leader must be among them.
+    cluster.wait_for_followers(0).await;
     cluster.router.cut(cluster.nodes[0].id);
     // The old leader takes it, and cannot commit it.
     let lost = cluster.produce(0, value("lost"), Acks::All, SHORT).await;

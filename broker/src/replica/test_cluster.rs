@@ -10,6 +10,7 @@ use bytes::Bytes;
 use chronik_storage::disk::faulty::FaultyDisk;
 use chronik_storage::{Storage, StorageConfig};
 use chronik_types::id::{BrokerId, RaftGroupId, ReplicaId};
+use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{RPCError, RaftError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::{RPCOption, RaftNetworkFactory, RaftNetworkV2};
 use openraft::raft::{
@@ -303,6 +304,24 @@ impl Cluster {
                 replica.high_watermark()
             )
         });
+    }
+
+    /// Waits until every follower of the leader `n` has its whole log, and so could win an election.
+    pub async fn wait_for_followers(&self, n: usize) {
+        let replica = self.replica(n);
+        let mut metrics = replica.raft().data_metrics();
+        let behind = || {
+            let progress = replica.progress().expect("it leads");
+            let last = progress.last_index;
+            progress.followers.iter().any(|f| f.matched != last)
+        };
+        let caught_up = async {
+            while behind() {
+                metrics.changed().await.unwrap();
+                metrics.borrow_and_update();
+            }
+        };
+        timeout(LIMIT, caught_up).await.unwrap();
     }
 
     pub async fn wait_for_leadership(&self, n: usize, wanted: impl FnMut(&Leadership) -> bool) {
