@@ -66,7 +66,7 @@ pub struct ReplicationSettings {
 impl Default for ReplicationSettings {
     fn default() -> Self {
         Self {
-            ping_interval_ms: 150,
+            ping_interval_ms: 250,
             peer_silence_ms: 1_000,
             connect_timeout_ms: 1_000,
             heartbeat_interval_ms: 500,
@@ -296,7 +296,7 @@ CHRONIK_BROKER_STORAGE__MEMORY_MAX_BYTES. Flags win over the environment, and th
   memory-max-bytes          memory for the newest batches of all partitions [268435456]
 
   [replication]
-  ping-interval-ms          between two pings of a peer [150]
+  ping-interval-ms          between two pings of a peer [250]
   peer-silence-ms           a peer not heard for so long is taken for stopped [1000]
   connect-timeout-ms        how long connecting to a peer may take [1000]
   heartbeat-interval-ms     how long a heartbeat of a Raft group may take [500]

@@ -133,11 +133,11 @@ fn take(bytes: &mut Bytes, length: usize) -> Option<Bytes> {
 }
 
 fn put_varint(out: &mut BytesMut, value: i64) {
-    super::records::put_uvarint(out, ((value << 1) ^ (value >> 63)) as u64);
+    super::fields::put_uvarint(out, ((value << 1) ^ (value >> 63)) as u64);
 }
 
 fn get_varint(bytes: &mut Bytes) -> Option<i64> {
-    let zigzag = super::records::get_uvarint(bytes)?;
+    let zigzag = super::fields::get_uvarint(bytes)?;
     Some((zigzag >> 1) as i64 ^ -((zigzag & 1) as i64))
 }
 

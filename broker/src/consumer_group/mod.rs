@@ -16,6 +16,7 @@ pub mod state;
 pub mod offsets;
 
 pub mod batch;
+mod fields;
 pub mod records;
 
 pub mod log;

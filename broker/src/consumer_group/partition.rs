@@ -20,9 +20,7 @@ use super::config::GroupConfig;
 use super::loaded::Loaded;
 use super::offsets::Offsets;
 use super::records::{OffsetValue, STRING_MAX_BYTES, group_record, offset_record};
-use super::state::{
-    Effect, Group, GroupError, Join, JoinRefused, Moment, Now, Purpose, Reply, Sync,
-};
+use super::state::{Effect, Group, GroupError, Join, JoinRefused, Moment, Now, Reply, Sync};
 
 /// Largest record batch written, in bytes, unless one group alone needs more. Below the default
 /// of `max.message.bytes` (1,048,588).

@@ -5,19 +5,17 @@
 //! Invariant: parsing any bytes ends in a value or an error, and allocates no more than a small
 //! multiple of the bytes that are there.
 
-mod fields;
 #[cfg(test)]
 mod records_test;
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use uuid::Uuid;
 
-use fields::{
-    for_each_tag, get_bytes, get_i16, get_i32, get_i64, get_string, get_versioned_length,
-    get_versioned_string, put_length, put_nullable_string, put_string,
-};
-
 use super::batch::Record;
+use super::fields::{
+    for_each_tag, get_bytes, get_i16, get_i32, get_i64, get_string, get_versioned_length,
+    get_versioned_string, put_length, put_nullable_string, put_string, put_uvarint,
+};
 
 /// Longest string of a format whose lengths have 16 bits.
 pub const STRING_MAX_BYTES: usize = i16::MAX as usize;

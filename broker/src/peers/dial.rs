@@ -42,7 +42,7 @@ pub struct LinkTiming {
 impl Default for LinkTiming {
     fn default() -> Self {
         Self {
-            ping_interval: Duration::from_millis(150),
+            ping_interval: Duration::from_millis(250),
             silence: Duration::from_millis(1000),
             connect_timeout: Duration::from_millis(1000),
             redial_min: Duration::from_millis(50),

@@ -4,8 +4,6 @@
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-use super::STRING_MAX_BYTES;
-
 pub fn put_string(out: &mut BytesMut, string: &str) {
     put_nullable_string(out, Some(string));
 }
@@ -27,7 +25,7 @@ pub fn put_length(out: &mut BytesMut, length: usize) {
 }
 
 /// Unsigned LEB128, as Kafka's variable-length numbers are made of.
-pub(super) fn put_uvarint(out: &mut BytesMut, mut value: u64) {
+pub fn put_uvarint(out: &mut BytesMut, mut value: u64) {
     while value >= 0x80 {
         out.put_u8((value & 0x7f) as u8 | 0x80);
         value >>= 7;
@@ -35,7 +33,7 @@ pub(super) fn put_uvarint(out: &mut BytesMut, mut value: u64) {
     out.put_u8(value as u8);
 }
 
-pub(super) fn get_uvarint(bytes: &mut impl Buf) -> Option<u64> {
+pub fn get_uvarint(bytes: &mut impl Buf) -> Option<u64> {
     let mut value = 0u64;
     for shift in (0..64).step_by(7) {
         let byte = bytes.try_get_u8().ok()?;
