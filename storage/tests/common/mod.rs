@@ -176,7 +176,7 @@ pub fn try_entries(log: &PartitionLog) -> Option<Vec<LogEntry>> {
 }
 
 /// Waits for a condition that a background thread brings about.
-pub fn eventually(what: &str, condition: impl Fn() -> bool) {
+pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(20);
     while !condition() {
         assert!(Instant::now() < deadline, "never happened: {what}");
