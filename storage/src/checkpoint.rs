@@ -12,20 +12,27 @@ use chronik_types::offset::Offset;
 use chronik_types::record_batch::crc32c;
 use uuid::Uuid;
 
+use crate::clock::now_ms;
 use crate::codec::Reader;
 use crate::disk::{Disk, read_full_at};
-use crate::entry::TermStart;
+use crate::entry::{Purged, TermStart};
 use crate::error::{OpenError, StorageError};
 use crate::partition_log::state::{LogState, ReplicaState};
 use crate::segment::Segment;
 use crate::wal::recovery::WalStart;
 
-const MAGIC: &[u8; 8] = b"CHRCHKP\x01";
-/// Magic and checksum.
+const MAGIC: &[u8; 7] = b"CHRCHKP";
+/// Written now. Version 1 had no log start, no purge and plain segments only; it is still read.
+const VERSION: u8 = 2;
+/// Magic, version and checksum.
 const PREFIX_SIZE: usize = 12;
+const CRC_AT: usize = 8;
 /// Least bytes of each repeated part, to bound what a count may reserve.
 const GROUP_SIZE_MIN: usize = 48;
+/// Of version 1; later ones are larger.
 const SEGMENT_SIZE: usize = 88;
+const FLAG_SEALED: u8 = 1;
+const FLAG_COMPACTED: u8 = 2;
 const TERM_START_SIZE: usize = 24;
 const NONE: u32 = u32::MAX;
 
@@ -44,6 +51,12 @@ pub struct GroupCheckpoint {
     pub group: RaftGroupId,
     pub first_index: u64,
     pub flushed_next: u64,
+    /// Log end offset after the flushed entries.
+    pub flushed_offset: Offset,
+    pub purged: Option<Purged>,
+    pub log_start: Offset,
+    pub cleaned_offset: Offset,
+    pub generation: u32,
     pub committed_next: u64,
     pub replay_from_record: u64,
     pub segments: Vec<Segment>,
@@ -61,19 +74,18 @@ impl GroupCheckpoint {
             .filter(|s| s.first_index < state.flushed_next)
             .copied()
             .collect();
+        // A log without anything on disk has no place yet.
+        let has_place = !state.segments.is_empty() || state.durable_purged.is_some();
+        state.recorded_next = state.flushed_next;
         GroupCheckpoint {
             group,
-            // An empty log has no place yet.
-            first_index: if state.segments.is_empty() {
-                0
-            } else {
-                state.first_index
-            },
-            flushed_next: if state.segments.is_empty() {
-                0
-            } else {
-                state.flushed_next
-            },
+            first_index: if has_place { state.first_index } else { 0 },
+            flushed_next: if has_place { state.flushed_next } else { 0 },
+            flushed_offset: state.flushed_offset(),
+            purged: state.durable_purged,
+            log_start: state.durable_log_start,
+            cleaned_offset: state.cleaned_offset,
+            generation: state.generation,
             committed_next: state.committed_next.min(state.durable_next),
             replay_from_record: state.replay_from_record,
             segments: state.segments.clone(),
@@ -87,10 +99,14 @@ impl GroupCheckpoint {
         let flushed_next = self.flushed_next;
         LogState {
             tail_first: flushed_next,
-            tail_base: self
-                .segments
-                .last()
-                .map_or(Offset::ZERO, |segment| segment.next_offset),
+            tail_base: self.flushed_offset,
+            purged: self.purged,
+            durable_purged: self.purged,
+            log_start: self.log_start,
+            durable_log_start: self.log_start,
+            cleaned_offset: self.cleaned_offset,
+            generation: self.generation,
+            recorded_next: flushed_next,
             first_index: self.first_index,
             flushed_next,
             ready_next: flushed_next,
@@ -118,6 +134,16 @@ impl GroupCheckpoint {
         ] {
             out.extend_from_slice(&number.to_le_bytes());
         }
+        for offset in [self.flushed_offset, self.log_start, self.cleaned_offset] {
+            out.extend_from_slice(&offset.0.to_le_bytes());
+        }
+        out.extend_from_slice(&self.generation.to_le_bytes());
+        out.push(u8::from(self.purged.is_some()));
+        if let Some(purged) = self.purged {
+            out.extend_from_slice(&purged.index.to_le_bytes());
+            out.extend_from_slice(&purged.term.to_le_bytes());
+            out.extend_from_slice(&purged.next_offset.0.to_le_bytes());
+        }
         out.extend_from_slice(&(self.segments.len() as u32).to_le_bytes());
         for segment in &self.segments {
             encode_segment(out, segment);
@@ -135,16 +161,21 @@ impl GroupCheckpoint {
         }
     }
 
-    fn decode(reader: &mut Reader<'_>, left: usize) -> Option<Self> {
+    fn decode(reader: &mut Reader<'_>, version: u8, left: usize) -> Option<Self> {
         let group = RaftGroupId(reader.u64()?);
         let first_index = reader.u64()?;
         let flushed_next = reader.u64()?;
         let committed_next = reader.u64()?;
         let replay_from_record = reader.u64()?;
+        let place = match version {
+            1 => None,
+            _ => Some(decode_place(reader)?),
+        };
         let count = bounded(reader.u32()?, left, SEGMENT_SIZE)?;
-        let segments = (0..count)
-            .map(|_| decode_segment(reader))
-            .collect::<Option<_>>()?;
+        let mut segments = (0..count)
+            .map(|_| decode_segment(reader, version))
+            .collect::<Option<Vec<_>>>()?;
+        let place = place.unwrap_or_else(|| Place::of_version_1(&mut segments));
         let count = bounded(reader.u32()?, left, TERM_START_SIZE)?;
         let term_starts = (0..count)
             .map(|_| {
@@ -167,6 +198,11 @@ impl GroupCheckpoint {
             group,
             first_index,
             flushed_next,
+            flushed_offset: place.flushed_offset,
+            purged: place.purged,
+            log_start: place.log_start,
+            cleaned_offset: place.cleaned_offset,
+            generation: place.generation,
             committed_next,
             replay_from_record,
             segments,
@@ -181,6 +217,7 @@ impl Checkpoint {
     pub fn encode(&self) -> Vec<u8> {
         let mut out = vec![0; PREFIX_SIZE];
         out[..MAGIC.len()].copy_from_slice(MAGIC);
+        out[MAGIC.len()] = VERSION;
         out.extend_from_slice(self.storage_id.as_bytes());
         let wal = self.wal;
         for number in [wal.sequence, wal.frame, wal.record, wal.confirmed_frame] {
@@ -193,7 +230,7 @@ impl Checkpoint {
             group.encode(&mut out);
         }
         let crc = crc32c(&out[PREFIX_SIZE..]);
-        out[MAGIC.len()..PREFIX_SIZE].copy_from_slice(&crc.to_le_bytes());
+        out[CRC_AT..PREFIX_SIZE].copy_from_slice(&crc.to_le_bytes());
         out
     }
 
@@ -202,14 +239,19 @@ impl Checkpoint {
         if reader.take(MAGIC.len()) != Some(MAGIC) {
             return Err("the file is no checkpoint");
         }
+        let version = reader.u8().ok_or("the file is cut short")?;
+        if !(1..=VERSION).contains(&version) {
+            return Err("the checkpoint was written by another version");
+        }
         let crc = reader.u32().ok_or("the file is cut short")?;
         if crc32c(&bytes[PREFIX_SIZE..]) != crc {
             return Err("the checkpoint's checksum is wrong");
         }
-        Self::decode_fields(&mut reader, bytes.len()).ok_or("the checkpoint makes no sense")
+        Self::decode_fields(&mut reader, version, bytes.len())
+            .ok_or("the checkpoint makes no sense")
     }
 
-    fn decode_fields(reader: &mut Reader<'_>, left: usize) -> Option<Self> {
+    fn decode_fields(reader: &mut Reader<'_>, version: u8, left: usize) -> Option<Self> {
         let storage_id = Uuid::from_slice(reader.take(16)?).ok()?;
         let wal = WalStart {
             sequence: reader.u64()?,
@@ -221,7 +263,7 @@ impl Checkpoint {
         let clean_at_record = Some(reader.u64()?).filter(|_| is_clean);
         let count = bounded(reader.u32()?, left, GROUP_SIZE_MIN)?;
         let groups = (0..count)
-            .map(|_| GroupCheckpoint::decode(reader, left))
+            .map(|_| GroupCheckpoint::decode(reader, version, left))
             .collect::<Option<_>>()?;
         let checkpoint = Checkpoint {
             storage_id,
@@ -301,7 +343,56 @@ fn decode_bytes(reader: &mut Reader<'_>) -> Option<Option<Bytes>> {
     }
 }
 
-fn encode_segment(out: &mut Vec<u8>, segment: &Segment) {
+/// What version 2 added to a group.
+struct Place {
+    flushed_offset: Offset,
+    purged: Option<Purged>,
+    log_start: Offset,
+    cleaned_offset: Offset,
+    generation: u32,
+}
+
+impl Place {
+    fn of_version_1(segments: &mut [Segment]) -> Place {
+        if let Some((_, sealed)) = segments.split_last_mut() {
+            sealed
+                .iter_mut()
+                .for_each(|segment| segment.is_sealed = true);
+        }
+        let (first, last) = (segments.first(), segments.last());
+        Place {
+            flushed_offset: last.map_or(Offset::ZERO, |segment| segment.next_offset),
+            purged: None,
+            log_start: first.map_or(Offset::ZERO, |segment| segment.base_offset),
+            cleaned_offset: Offset::ZERO,
+            generation: 0,
+        }
+    }
+}
+
+fn decode_place(reader: &mut Reader<'_>) -> Option<Place> {
+    let flushed_offset = Offset(reader.i64()?);
+    let log_start = Offset(reader.i64()?);
+    let cleaned_offset = Offset(reader.i64()?);
+    let generation = reader.u32()?;
+    let purged = match reader.u8()? {
+        0 => None,
+        _ => Some(Purged {
+            index: reader.u64()?,
+            term: reader.u64()?,
+            next_offset: Offset(reader.i64()?),
+        }),
+    };
+    Some(Place {
+        flushed_offset,
+        purged,
+        log_start,
+        cleaned_offset,
+        generation,
+    })
+}
+
+pub fn encode_segment(out: &mut Vec<u8>, segment: &Segment) {
     for number in [segment.base_offset.0, segment.next_offset.0] {
         out.extend_from_slice(&number.to_le_bytes());
     }
@@ -316,13 +407,28 @@ fn encode_segment(out: &mut Vec<u8>, segment: &Segment) {
     ] {
         out.extend_from_slice(&number.to_le_bytes());
     }
-    for number in [segment.max_timestamp, segment.indexed_timestamp] {
+    for number in [
+        segment.max_timestamp,
+        segment.indexed_timestamp,
+        segment.first_timestamp,
+        segment.created_ms,
+        segment.appended_ms,
+        segment.delete_horizon_ms,
+    ] {
         out.extend_from_slice(&number.to_le_bytes());
     }
+    out.extend_from_slice(&segment.generation.to_le_bytes());
+    let sealed = if segment.is_sealed { FLAG_SEALED } else { 0 };
+    let compacted = if segment.is_compacted {
+        FLAG_COMPACTED
+    } else {
+        0
+    };
+    out.push(sealed | compacted);
 }
 
-fn decode_segment(reader: &mut Reader<'_>) -> Option<Segment> {
-    Some(Segment {
+pub fn decode_segment(reader: &mut Reader<'_>, version: u8) -> Option<Segment> {
+    let mut segment = Segment {
         base_offset: Offset(reader.i64()?),
         next_offset: Offset(reader.i64()?),
         first_index: reader.u64()?,
@@ -334,7 +440,29 @@ fn decode_segment(reader: &mut Reader<'_>) -> Option<Segment> {
         unindexed_bytes: reader.u64()?,
         max_timestamp: reader.i64()?,
         indexed_timestamp: reader.i64()?,
-    })
+        first_timestamp: i64::MIN,
+        created_ms: 0,
+        appended_ms: 0,
+        delete_horizon_ms: i64::MAX,
+        generation: 0,
+        is_sealed: false,
+        is_compacted: false,
+    };
+    if version == 1 {
+        // Nothing better is known: its age counts from the first start with this version.
+        segment.first_timestamp = segment.max_timestamp;
+        (segment.created_ms, segment.appended_ms) = (now_ms(), now_ms());
+        return Some(segment);
+    }
+    segment.first_timestamp = reader.i64()?;
+    segment.created_ms = reader.i64()?;
+    segment.appended_ms = reader.i64()?;
+    segment.delete_horizon_ms = reader.i64()?;
+    segment.generation = reader.u32()?;
+    let flags = reader.u8()?;
+    segment.is_sealed = flags & FLAG_SEALED != 0;
+    segment.is_compacted = flags & FLAG_COMPACTED != 0;
+    Some(segment)
 }
 
 #[cfg(test)]

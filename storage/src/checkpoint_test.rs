@@ -1,14 +1,30 @@
 //! A checkpoint says all it was given, and damage to it is noticed.
 
 use super::*;
+use crate::segment::SegmentId;
 
 fn checkpoint() -> Checkpoint {
-    let mut segment = Segment::new(Offset(5), 3);
+    let id = SegmentId {
+        base_offset: Offset(5),
+        generation: 2,
+    };
+    let mut segment = Segment::new(id, 3, 1234);
     segment.log_bytes = 77;
+    segment.is_sealed = true;
+    segment.is_compacted = true;
     let group = GroupCheckpoint {
         group: RaftGroupId(9),
         first_index: 3,
         flushed_next: 8,
+        flushed_offset: Offset(20),
+        purged: Some(Purged {
+            index: 6,
+            term: 1,
+            next_offset: Offset(15),
+        }),
+        log_start: Offset(6),
+        cleaned_offset: Offset(5),
+        generation: 1,
         committed_next: 9,
         replay_from_record: 10,
         segments: vec![segment],
@@ -26,6 +42,7 @@ fn checkpoint() -> Checkpoint {
     let empty = GroupCheckpoint {
         group: RaftGroupId(10),
         segments: Vec::new(),
+        purged: None,
         term_starts: Vec::new(),
         vote: None,
         replica_state: None,

@@ -19,6 +19,8 @@ pub enum Payload {
     Blank,
     /// Opaque here.
     Membership(Bytes),
+    /// Opaque here: what the replicas of a partition agree on besides records and members.
+    Control(Bytes),
     /// One or more Kafka record batches back to back, offsets stamped.
     Batches {
         bytes: Bytes,
@@ -33,7 +35,9 @@ impl Payload {
     pub fn size_bytes(&self) -> usize {
         match self {
             Payload::Blank => 0,
-            Payload::Membership(bytes) | Payload::Batches { bytes, .. } => bytes.len(),
+            Payload::Membership(bytes)
+            | Payload::Control(bytes)
+            | Payload::Batches { bytes, .. } => bytes.len(),
         }
     }
 }
@@ -45,6 +49,15 @@ pub struct TermStart {
     pub first_index: u64,
     /// Log end offset when the term's first entry came.
     pub first_offset: Offset,
+}
+
+/// Entries up to this one are hidden from Raft; their records stay readable by offset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Purged {
+    pub index: u64,
+    pub term: u64,
+    /// Log end offset after entry `index`.
+    pub next_offset: Offset,
 }
 
 /// Called once from the WAL thread, after the fsync that covers the operation. Must not block.

@@ -80,6 +80,11 @@ pub enum StorageError {
         index: u64,
         why: Arc<str>,
     },
+    /// The entries could not be replayed on the state that a restart would find.
+    #[error(
+        "group {group}: entries up to {index} cannot be purged before a state as of them is saved"
+    )]
+    PurgeAheadOfState { group: RaftGroupId, index: u64 },
     #[error("the log of group {0} was deleted")]
     Deleted(RaftGroupId),
     #[error("storage is closed")]

@@ -17,6 +17,7 @@ mod memory;
 mod segment;
 mod wal;
 
+mod clock;
 mod codec;
 pub mod disk;
 mod error;
@@ -24,8 +25,8 @@ mod poison;
 mod sync;
 
 pub use disk::{Disk, RealDisk};
-pub use entry::{LogEntry, OnDurable, Payload, TermStart};
+pub use entry::{LogEntry, OnDurable, Payload, Purged, TermStart};
 pub use error::{OpenError, StorageError};
-pub use partition_log::PartitionLog;
+pub use partition_log::{PartitionLog, SegmentInfo, SegmentState};
 pub use poison::Failed;
 pub use storage::{Storage, StorageConfig};

@@ -9,7 +9,6 @@ use std::path::Path;
 use std::sync::Arc;
 
 use chronik_types::id::RaftGroupId;
-use chronik_types::offset::Offset;
 use uuid::Uuid;
 
 use crate::checkpoint::Checkpoint;
@@ -18,7 +17,7 @@ use crate::error::OpenError;
 use crate::flusher::remove_files;
 use crate::partition_log::replay::Replay;
 use crate::partition_log::state::LogState;
-use crate::segment::{FileKind, Segment, dir_of, parse_file_name};
+use crate::segment::{FileKind, Segment, SegmentId, dir_of, parse_file_name};
 use crate::wal::recovery::{WalStart, recover as recover_wal};
 use crate::wal::writer::WalPosition;
 use crate::wal::{Action, Decoded, WalFiles};
@@ -82,13 +81,7 @@ pub fn recover(
     for group in checkpoint.groups {
         let id = group.group;
         let state = group.into_state(segment_bytes);
-        replays.insert(
-            id,
-            Replay {
-                state,
-                damage: None,
-            },
-        );
+        replays.insert(id, Replay::new(state));
     }
     let mut deleted_at = HashMap::new();
     let mut apply = |number: u64, file: u64, record: Decoded| {
@@ -111,15 +104,17 @@ pub fn recover(
     )?;
 
     let mut logs = HashMap::with_capacity(replays.len());
+    let mut has_leftovers = false;
     for (group, replay) in replays {
-        let state = replay.finish().map_err(|why| OpenError::Corrupt {
+        let (state, gone) = replay.finish().map_err(|why| OpenError::Corrupt {
             file: files.dir().to_owned(),
             position: 0,
             why: format!("group {group}: {why}"),
         })?;
+        has_leftovers |= !gone.is_empty();
         logs.insert(group, state);
     }
-    if checkpoint.clean_at_record != Some(position.next_record) {
+    if has_leftovers || checkpoint.clean_at_record != Some(position.next_record) {
         clean_up(&**disk, partitions, &logs, &deleted_at)?;
     }
     Ok(Recovered {
@@ -158,11 +153,9 @@ fn apply_record(
                 segment_bytes,
                 ..LogState::default()
             };
-            let replay = Replay {
-                state,
-                damage: None,
-            };
-            vacant.insert(replay).apply(number, file, action);
+            vacant
+                .insert(Replay::new(state))
+                .apply(number, file, action);
         }
     }
 }
@@ -206,13 +199,13 @@ fn cut_back(disk: &dyn Disk, dir: &Path, segments: &[Segment]) -> Result<(), Ope
     let names = disk
         .list(dir)
         .map_err(|e| io_error("cannot list", dir, e))?;
-    let mut found: HashSet<(Offset, FileKind)> = HashSet::new();
+    let mut found: HashSet<(SegmentId, FileKind)> = HashSet::new();
     for name in names {
-        let Some((base_offset, kind)) = parse_file_name(&name) else {
+        let Some((id, kind)) = parse_file_name(&name) else {
             continue;
         };
         let path = dir.join(&name);
-        let at = segments.binary_search_by_key(&base_offset, |segment| segment.base_offset);
+        let at = segments.binary_search_by_key(&id, Segment::id);
         let expected = at
             .ok()
             .and_then(|at| segments.get(at))
@@ -229,12 +222,12 @@ fn cut_back(disk: &dyn Disk, dir: &Path, segments: &[Segment]) -> Result<(), Ope
             file.set_size(expected).map_err(failed)?;
         }
         if size >= expected {
-            found.insert((base_offset, kind));
+            found.insert((id, kind));
         }
     }
     for segment in segments {
         for kind in [FileKind::Log, FileKind::Sidecar] {
-            if segment.file_bytes(kind) > 0 && !found.contains(&(segment.base_offset, kind)) {
+            if segment.file_bytes(kind) > 0 && !found.contains(&(segment.id(), kind)) {
                 return Err(missing(dir, segment, kind));
             }
         }
@@ -244,7 +237,7 @@ fn cut_back(disk: &dyn Disk, dir: &Path, segments: &[Segment]) -> Result<(), Ope
 
 fn missing(dir: &Path, segment: &Segment, kind: FileKind) -> OpenError {
     OpenError::Corrupt {
-        file: dir.join(crate::segment::file_name(segment.base_offset, kind)),
+        file: dir.join(crate::segment::file_name(segment.id(), kind)),
         position: segment.file_bytes(kind),
         why: "the file is shorter than it was when it was fsynced".to_owned(),
     }

@@ -9,7 +9,11 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use chronik_storage::disk::FaultyDisk;
-use chronik_storage::{LogEntry, OpenError, PartitionLog, Payload, Storage, StorageError};
+use chronik_storage::{
+    LogEntry, OpenError, PartitionLog, Payload, SegmentState, Storage, StorageError,
+};
+use chronik_types::offset::Offset;
+use chronik_types::record_batch::batches as batches_in;
 use common::*;
 use proptest::prelude::*;
 
@@ -23,16 +27,61 @@ enum Op {
     /// So many entries before the end.
     Commit(u64, u8),
     ReplicaState(u64),
+    /// So many entries before what is committed.
+    Purge(u64, u8),
+    /// So many offsets before what is committed.
+    LogStart(u64, u8),
+    Roll(u64),
     Delete(u64),
     Wait,
     Close,
     Crash(u64),
 }
 
+/// All that was ever appended and not truncated, and what is hidden of it.
+#[derive(Debug, Clone, Default)]
+struct State {
+    entries: Vec<LogEntry>,
+    vote: Option<Bytes>,
+    purged: Option<u64>,
+    log_start: i64,
+}
+
+impl State {
+    fn visible(&self) -> &[LogEntry] {
+        let is_hidden = |entry: &LogEntry| Some(entry.index) <= self.purged;
+        &self.entries[self.entries.partition_point(is_hidden)..]
+    }
+
+    /// The batches that hold offsets from the log start on.
+    fn batches(&self) -> Vec<Bytes> {
+        let mut out = Vec::new();
+        for entry in &self.entries {
+            if let Payload::Batches { bytes, .. } = &entry.payload {
+                for (at, header) in batches_in(bytes).map(Result::unwrap) {
+                    if header.next_offset().0 > self.log_start {
+                        out.push(bytes.slice(at..at + header.size_bytes()));
+                    }
+                }
+            }
+        }
+        out
+    }
+
+    fn end_of(&self, index: u64) -> i64 {
+        let below = self.entries.iter().filter(|entry| entry.index <= index);
+        let offsets = below.filter_map(|entry| match &entry.payload {
+            Payload::Batches { next_offset, .. } => Some(next_offset.0),
+            _ => None,
+        });
+        offsets.max().unwrap_or(0)
+    }
+}
+
 /// What a log may look like after a crash: any of the states since the last one that is confirmed.
 #[derive(Default)]
 struct Model {
-    states: Vec<(Vec<LogEntry>, Option<Bytes>)>,
+    states: Vec<State>,
     /// Number of the first of `states`.
     base: usize,
     committed: Option<u64>,
@@ -40,15 +89,15 @@ struct Model {
 }
 
 impl Model {
-    fn last(&self) -> (Vec<LogEntry>, Option<Bytes>) {
+    fn last(&self) -> State {
         self.states.last().cloned().unwrap_or_default()
     }
 
-    fn push(&mut self, entries: Vec<LogEntry>, vote: Option<Bytes>) -> usize {
+    fn push(&mut self, state: State) -> usize {
         if self.states.is_empty() {
             self.states.push(Default::default());
         }
-        self.states.push((entries, vote));
+        self.states.push(state);
         self.base + self.states.len() - 1
     }
 
@@ -106,15 +155,19 @@ impl World {
                 let (done, receiver) = callback();
                 if log.save_vote(Bytes::from(vote.clone()), done).is_ok() {
                     let model = self.models.entry(*group).or_default();
-                    let entries = model.last().0;
-                    let number = model.push(entries, Some(Bytes::from(vote)));
+                    let vote = Some(Bytes::from(vote));
+                    let state = State {
+                        vote,
+                        ..model.last()
+                    };
+                    let number = model.push(state);
                     self.pending.push((*group, number, receiver));
                 }
             }
             Op::Commit(group, back) => {
                 let Some(log) = self.log(*group) else { return };
                 let model = self.models.entry(*group).or_default();
-                if let Some(last) = model.last().0.last().map(|entry| entry.index) {
+                if let Some(last) = model.last().entries.last().map(|entry| entry.index) {
                     let index = last.saturating_sub(u64::from(*back % 4));
                     model.committed = model.committed.max(Some(index));
                     log.set_committed(index);
@@ -127,12 +180,19 @@ impl World {
                     log.save_replica_state(index, Bytes::from(index.to_le_bytes().to_vec()));
                 }
             }
+            Op::Purge(group, back) => self.purge(*group, *back),
+            Op::LogStart(group, back) => self.set_log_start(*group, *back),
+            Op::Roll(group) => {
+                if let Some(log) = self.log(*group) {
+                    let _ = log.roll();
+                }
+            }
             Op::Delete(group_id) => {
                 let Some(storage) = &self.storage else { return };
                 let result = storage.delete_log(group(*group_id));
                 self.wait();
                 let model = self.models.entry(*group_id).or_default();
-                let number = model.push(Vec::new(), None);
+                let number = model.push(State::default());
                 if result.is_ok() {
                     model.confirm(number);
                     model.committed = None;
@@ -141,8 +201,13 @@ impl World {
             Op::Wait => self.wait(),
             Op::Close => {
                 if let Some(storage) = self.storage.take() {
+                    let logs: Vec<_> = (1..4).filter_map(|id| self.log(id)).collect();
                     let result = storage.close();
                     self.wait();
+                    if result.is_ok() {
+                        self.check_files(&logs);
+                    }
+                    drop(logs);
                     drop(storage);
                     if result.is_ok() {
                         match open_tight(&self.disk) {
@@ -163,8 +228,9 @@ impl World {
     fn append(&mut self, group: u64, kinds: &[(u8, u16)]) {
         let Some(log) = self.log(group) else { return };
         let model = self.models.entry(group).or_default();
-        let (mut all, vote) = model.last();
-        let index = all
+        let mut state = model.last();
+        let index = state
+            .entries
             .last()
             .map_or(log.first_index(), |entry| entry.index + 1);
         let mut offset = log.log_end_offset().0;
@@ -190,8 +256,8 @@ impl World {
         let (done, receiver) = callback();
         match log.append(new.clone(), done) {
             Ok(()) => {
-                all.extend(new);
-                let number = model.push(all, vote);
+                state.entries.extend(new);
+                let number = model.push(state);
                 self.pending.push((group, number, receiver));
             }
             Err(error) => assert!(
@@ -207,7 +273,8 @@ impl World {
     fn truncate(&mut self, group: u64, back: u8) {
         let Some(log) = self.log(group) else { return };
         let model = self.models.entry(group).or_default();
-        let (mut entries, vote) = model.last();
+        let mut state = model.last();
+        let entries = &mut state.entries;
         let keep = entries.len().saturating_sub(usize::from(back % 6));
         let committed = model.committed.map_or(0, |index| {
             entries.iter().filter(|entry| entry.index <= index).count()
@@ -217,8 +284,56 @@ impl World {
         let (done, receiver) = callback();
         if log.truncate_after(index, done).is_ok() {
             model.term += 1;
-            let number = model.push(entries, vote);
+            let number = model.push(state);
             self.pending.push((group, number, receiver));
+        }
+    }
+
+    fn purge(&mut self, group: u64, back: u8) {
+        let Some(log) = self.log(group) else { return };
+        let model = self.models.entry(group).or_default();
+        let Some(committed) = model.committed else {
+            return;
+        };
+        log.save_replica_state(committed, Bytes::from(committed.to_le_bytes().to_vec()));
+        let index = committed.saturating_sub(u64::from(back % 5));
+        let (done, receiver) = callback();
+        match log.purge(index, done) {
+            Ok(()) => {
+                let mut state = model.last();
+                state.purged = state.purged.max(Some(index));
+                let number = model.push(state);
+                self.pending.push((group, number, receiver));
+            }
+            Err(error) => assert!(
+                matches!(
+                    error,
+                    StorageError::IndexOutOfRange { .. }
+                        | StorageError::Poisoned { .. }
+                        | StorageError::Io { .. }
+                ),
+                "{error}"
+            ),
+        }
+    }
+
+    fn set_log_start(&mut self, group: u64, back: u8) {
+        let Some(log) = self.log(group) else { return };
+        let model = self.models.entry(group).or_default();
+        let Some(committed) = model.committed else {
+            return;
+        };
+        let mut state = model.last();
+        let offset = (state.end_of(committed) - i64::from(back % 7)).max(0);
+        state.log_start = state.log_start.max(offset);
+        let (done, receiver) = callback();
+        match log.set_log_start(Offset(offset), done) {
+            Ok(()) => {
+                assert_eq!(log.log_start_offset().0, state.log_start);
+                let number = model.push(state);
+                self.pending.push((group, number, receiver));
+            }
+            Err(error) => assert!(matches!(error, StorageError::Poisoned { .. }), "{error}"),
         }
     }
 
@@ -227,6 +342,25 @@ impl World {
             if answer(&receiver).is_ok() {
                 self.models.entry(group).or_default().confirm(number);
             }
+        }
+    }
+
+    /// There are exactly the files of the segments there are.
+    fn check_files(&self, logs: &[PartitionLog]) {
+        let known = |log: &PartitionLog| {
+            let parts = log.segments().into_iter();
+            let sized = parts.filter(|part| part.size_bytes > 0);
+            let in_files = sized.filter(|part| part.state != SegmentState::Unflushed);
+            in_files.map(|part| part.base_offset.0).collect::<Vec<_>>()
+        };
+        for log in logs {
+            let part = format!("partitions/{}/", log.group_id().0);
+            let paths = paths_with(&self.disk, &part).into_iter();
+            let found = paths.filter(|path| path.extension().unwrap() == "log");
+            let name = |path: std::path::PathBuf| path.file_name().unwrap().to_owned();
+            let base = |name: std::ffi::OsString| name.to_str().unwrap()[..20].parse().unwrap();
+            let found: Vec<i64> = found.map(name).map(base).collect();
+            assert_eq!(found, known(log));
         }
     }
 
@@ -255,16 +389,37 @@ impl World {
                 assert!(power_may_fail);
                 return;
             };
-            let known = |entries: &Vec<LogEntry>| model.states.iter().any(|(e, _)| e == entries);
-            assert!(
-                known(&found) || (found.is_empty() && model.states.is_empty()),
-                "group {group_id} has {found:?}, but could have {:?}",
-                model.states
-            );
+            if model.states.is_empty() {
+                model.states.push(State::default());
+            }
+            let purged = log.purged().map(|purged| purged.index);
+            let log_start = log.log_start_offset();
+            let is_it = |state: &&State| {
+                state.visible() == found && state.purged == purged && state.log_start == log_start.0
+            };
+            let Some(state) = model.states.iter().rev().find(is_it) else {
+                panic!(
+                    "group {group_id} has {found:?}, purged {purged:?}, from {log_start}, but could have {:?}",
+                    model.states
+                );
+            };
+            let mut state = state.clone();
+            match log.read(log_start, log.log_end_offset(), usize::MAX) {
+                Ok(read) => assert_eq!(read, state.batches()),
+                Err(error) => {
+                    assert!(
+                        power_may_fail && matches!(error, StorageError::Io { .. }),
+                        "{error}"
+                    );
+                    return;
+                }
+            }
             let vote = log.vote();
-            let known = |vote: &Option<Bytes>| model.states.iter().any(|(_, v)| v == vote);
-            assert!(known(&vote) || (vote.is_none() && model.states.is_empty()));
+            assert!(model.states.iter().any(|state| state.vote == vote));
+            state.vote = vote;
             assert!(log.committed() <= model.committed);
+            assert!(purged <= log.committed());
+            assert!(purged <= log.replica_state().map(|(index, _)| index));
             assert_eq!(
                 log.durable_index(),
                 log.last_entry_id().map(|(index, _)| index)
@@ -273,8 +428,9 @@ impl World {
                 assert_eq!(state[..], index.to_le_bytes());
                 assert!(Some(index) <= log.durable_index());
             }
-            model.committed = model.committed.min(found.last().map(|entry| entry.index));
-            model.states = vec![(found, vote)];
+            let last = state.entries.last().map(|entry| entry.index);
+            model.committed = model.committed.min(last);
+            model.states = vec![state];
             model.base = 0;
         }
         self.storage = Some(storage);
@@ -290,6 +446,9 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (group.clone(), any::<u8>()).prop_map(|(group, size)| Op::Vote(group, size)),
         6 => (group.clone(), any::<u8>()).prop_map(|(group, back)| Op::Commit(group, back)),
         1 => group.clone().prop_map(Op::ReplicaState),
+        2 => (group.clone(), any::<u8>()).prop_map(|(group, back)| Op::Purge(group, back)),
+        2 => (group.clone(), any::<u8>()).prop_map(|(group, back)| Op::LogStart(group, back)),
+        1 => group.clone().prop_map(Op::Roll),
         1 => group.prop_map(Op::Delete),
         4 => Just(Op::Wait),
         1 => Just(Op::Close),
@@ -328,13 +487,16 @@ fn script(seed: u64) -> Vec<Op> {
             ((number % 12) as u8, (number >> 8) as u16)
         });
         ops.push(Op::Append(group, kinds.collect()));
-        match random.next() % 12 {
+        match random.next() % 15 {
             0 => ops.push(Op::Truncate(group, 2)),
             1 => ops.push(Op::Vote(group, 20)),
             2 => ops.push(Op::ReplicaState(group)),
             3 if step > 20 => ops.push(Op::Delete(group)),
             4 if step > 30 => ops.push(Op::Close),
             5 | 6 => ops.push(Op::Wait),
+            7 => ops.push(Op::Purge(group, (random.next() % 4) as u8)),
+            8 => ops.push(Op::LogStart(group, (random.next() % 5) as u8)),
+            9 => ops.push(Op::Roll(group)),
             _ => ops.push(Op::Commit(group, (random.next() % 3) as u8)),
         }
     }

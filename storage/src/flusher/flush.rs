@@ -6,12 +6,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use super::Flusher;
+use crate::clock::now_ms;
 use crate::entry::LogEntry;
 use crate::error::StorageError;
 use crate::memory::size_of;
 use crate::partition_log::{FLUSH_FROM_BYTES, Log};
 use crate::segment::appender::Appender;
-use crate::segment::{FileKind, Segment, dir_of};
+use crate::segment::{FileKind, Segment, SegmentId, dir_of};
 
 /// Bytes that are written at a time.
 const FLUSH_MAX_BYTES: usize = 8 << 20;
@@ -37,32 +38,40 @@ impl Flusher {
 
     /// Gives whether there was anything to flush.
     fn flush_some(&self, log: &Arc<Log>) -> Result<bool, StorageError> {
+        let now_ms = now_ms();
         let (mut appender, next, active_at) = {
-            let state = log.lock();
+            let mut state = log.lock();
             if state.is_deleted || state.flushed_next >= state.ready_next {
                 return Ok(false);
             }
+            // What nobody will ever read needs no segment.
+            if state.segments.is_empty() && state.has_to_trim() {
+                state.trim(&self.core.memory);
+                return Ok(true);
+            }
             // The flushed part never changes but here, so its end is known without the lock.
-            let base_offset = match state.flushed_next.checked_sub(1).and_then(|i| state.get(i)) {
-                Some(entry) => entry.next_offset,
-                None => state
-                    .segments
-                    .last()
-                    .map_or(state.tail_base, |s| s.next_offset),
-            };
+            let active = state
+                .segments
+                .last()
+                .filter(|last| !last.is_sealed)
+                .copied();
+            let active_at = state.segments.len() - usize::from(active.is_some());
+            let segment = active.unwrap_or_else(|| {
+                let id = SegmentId {
+                    base_offset: state.flushed_offset(),
+                    generation: state.generation,
+                };
+                Segment::new(id, state.flushed_next, now_ms)
+            });
             let appender = Appender::new(
                 &self.core.files,
                 log.group,
                 state.segment_bytes,
-                state.segments.last().copied(),
-                state.flushed_next,
-                base_offset,
+                segment,
+                state.generation,
+                now_ms,
             );
-            (
-                appender,
-                state.flushed_next,
-                state.segments.len().saturating_sub(1),
-            )
+            (appender, state.flushed_next, active_at)
         };
         let entries = entries_from(log, next);
         for entry in &entries {
@@ -87,8 +96,10 @@ impl Flusher {
         state.has_new_files |= has_new_files;
         state.segments.truncate(active_at);
         state.segments.extend(segments);
-        state.first_dirty_segment.get_or_insert(active_at);
+        let first_new = state.flushed_next;
+        state.dirty_from.get_or_insert(first_new);
         let bytes = state.set_flushed(next);
+        state.unflushed_since_ms = now_ms();
         self.core.memory.flushed(bytes);
         let is_new = !std::mem::replace(&mut state.is_evict_queued, true);
         drop(state);
@@ -106,16 +117,17 @@ impl Flusher {
         let mut dirs = Vec::new();
         for log in self.logs.all() {
             let state = log.lock();
-            let Some(first_dirty) = state.first_dirty_segment.filter(|_| !state.is_deleted) else {
+            if state.is_deleted || (state.dirty_from.is_none() && !state.has_new_files) {
                 continue;
-            };
-            let last = state.segments.len() - 1;
-            for (at, segment) in state.segments.iter().enumerate().skip(first_dirty) {
+            }
+            let dirty_from = state.dirty_from.unwrap_or(u64::MAX);
+            let is_dirty = |segment: &&Segment| segment.next_index > dirty_from;
+            for segment in state.segments.iter().filter(is_dirty) {
                 for kind in FileKind::ALL {
                     let is_index = matches!(kind, FileKind::OffsetIndex | FileKind::TimeIndex);
-                    let is_needed = !is_index || at < last || with_indexes;
+                    let is_needed = !is_index || segment.is_sealed || with_indexes;
                     if is_needed && segment.file_bytes(kind) > 0 {
-                        files.push((log.group, segment.base_offset, kind));
+                        files.push((log.group, segment.id(), kind));
                     }
                 }
             }
@@ -128,10 +140,10 @@ impl Flusher {
         if !dirs.is_empty() {
             dirs.push(self.core.files.partitions().clone());
         }
-        in_parallel(&files, &|(group, base_offset, kind)| {
-            let file = self.core.files.open(*group, *base_offset, *kind, false);
+        in_parallel(&files, &|(group, id, kind)| {
+            let file = self.core.files.open(*group, *id, *kind, false);
             file.and_then(|file| file.sync_data()).map_err(|e| {
-                let path = self.core.files.path(*group, *base_offset, *kind);
+                let path = self.core.files.path(*group, *id, *kind);
                 StorageError::io("cannot sync", &path, e)
             })
         })?;
@@ -142,7 +154,7 @@ impl Flusher {
         })?;
         for log in dirty {
             let mut state = log.lock();
-            state.first_dirty_segment = None;
+            state.dirty_from = None;
             state.has_new_files = false;
         }
         Ok(())

@@ -1,10 +1,12 @@
 //! The flusher thread: moves committed entries from memory to segments, keeps memory within its
-//! budget, empties old WAL files, and deletes logs. It alone writes segments and checkpoints.
+//! budget, empties old WAL files, and deletes logs and segments. It alone changes which segments a
+//! log has, and writes checkpoints.
 //!
 //! Invariant: it works only when told to; an idle storage has no timer and no polling.
 
 mod flush;
 mod recycle;
+mod trim;
 
 pub use recycle::remove_files;
 
@@ -36,6 +38,8 @@ pub struct Signals {
 struct Pending {
     to_flush: VecDeque<Arc<Log>>,
     to_delete: VecDeque<(RaftGroupId, Reply)>,
+    to_trim: VecDeque<Arc<Log>>,
+    to_roll: VecDeque<(Arc<Log>, Reply)>,
     recycle_wal: bool,
     free_memory: bool,
     prepare_spare: bool,
@@ -45,6 +49,8 @@ struct Pending {
 
 enum Work {
     Delete(RaftGroupId, Reply),
+    Trim(Arc<Log>),
+    Roll(Arc<Log>, Reply),
     RecycleWal,
     FreeMemory,
     Flush(Arc<Log>),
@@ -86,6 +92,19 @@ impl Signals {
         self.tell(|pending| pending.prepare_spare = true);
     }
 
+    pub fn trim(&self, log: Arc<Log>) {
+        self.tell(|pending| {
+            if !pending.stop {
+                pending.to_trim.push_back(log);
+            }
+        });
+    }
+
+    /// Waits until all that is committed is in segments, and the last one is sealed.
+    pub fn roll(&self, log: Arc<Log>) -> Result<(), StorageError> {
+        self.ask(|pending, reply| pending.to_roll.push_back((log, reply)))
+    }
+
     /// Waits until the log is deleted.
     pub fn delete(&self, group: RaftGroupId) -> Result<(), StorageError> {
         self.ask(|pending, reply| pending.to_delete.push_back((group, reply)))
@@ -120,11 +139,17 @@ impl Signals {
             if let Some((group, reply)) = pending.to_delete.pop_front() {
                 return Work::Delete(group, reply);
             }
+            if let Some(log) = pending.to_trim.pop_front() {
+                return Work::Trim(log);
+            }
             if std::mem::take(&mut pending.recycle_wal) {
                 return Work::RecycleWal;
             }
             if std::mem::take(&mut pending.free_memory) {
                 return Work::FreeMemory;
+            }
+            if let Some((log, reply)) = pending.to_roll.pop_front() {
+                return Work::Roll(log, reply);
             }
             if let Some(log) = pending.to_flush.pop_front() {
                 return Work::Flush(log);
@@ -185,6 +210,8 @@ impl Flusher {
             let (result, reply) = match work {
                 Work::Delete(group, reply) => (self.delete(group), Some(reply)),
                 Work::Close(reply) => (self.close(), Some(reply)),
+                Work::Trim(log) => (self.trim(&log), None),
+                Work::Roll(log, reply) => (self.roll(&log), Some(reply)),
                 Work::RecycleWal => (self.recycle_if_due(), None),
                 Work::FreeMemory => (self.free_memory(), None),
                 Work::Flush(log) => (self.flush_due(&log), None),

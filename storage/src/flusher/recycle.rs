@@ -69,6 +69,10 @@ impl Flusher {
         let live = self.wal_files.live();
         let first_kept = live.into_iter().find(|file| file.sequence == sequence);
         let first_kept = first_kept.expect("the mark's file is in use until it is recycled");
+        // A clean start does not look for files that nothing refers to.
+        for log in self.logs.all() {
+            self.trim(&log)?;
+        }
         self.recycle(first_kept, RELOCATE_BELOW_BYTES_AT_CLOSE, true)
     }
 

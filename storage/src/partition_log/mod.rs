@@ -1,12 +1,16 @@
-//! The log of one partition: append, truncate, vote, and what the caller knows to be committed.
+//! The log of one partition: what it holds, and what its callers may ask of it.
 //!
 //! Invariant: what changes a log is queued for the WAL while the log is locked, so the WAL has the
 //! operations of one log in the order in which they took effect in memory.
 
 mod read;
 pub mod replay;
+mod segments;
 pub mod state;
+pub mod trim;
 mod write;
+
+pub use segments::{SegmentInfo, SegmentState};
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -17,7 +21,7 @@ use chronik_types::offset::Offset;
 
 use self::state::{LogState, ReplicaState};
 use crate::core::Core;
-use crate::entry::{LogEntry, Payload, TermStart};
+use crate::entry::{LogEntry, Payload, Purged, TermStart};
 use crate::error::StorageError;
 use crate::sync::lock;
 
@@ -76,6 +80,24 @@ impl Log {
         }
     }
 
+    /// To be called after the log start or the purged part has become durable.
+    pub fn trim_if_due(self: &Arc<Self>, mut state: MutexGuard<'_, LogState>) {
+        let is_due = state.has_to_trim() && !state.is_trim_queued;
+        state.is_trim_queued |= is_due;
+        drop(state);
+        if is_due {
+            self.core.signals.trim(self.clone());
+        }
+    }
+
+    fn index_out_of_range(&self, state: &LogState, index: u64) -> StorageError {
+        StorageError::IndexOutOfRange {
+            index,
+            first_index: state.first_visible_index(),
+            next_index: state.next_index(),
+        }
+    }
+
     fn check_usable(&self, state: &LogState) -> Result<(), StorageError> {
         if state.is_deleted {
             Err(StorageError::Deleted(self.group))
@@ -113,11 +135,13 @@ impl PartitionLog {
     /// After a restart at least what is in segments or was known at the last durable append.
     pub fn committed(&self) -> Option<u64> {
         let state = self.log.lock();
-        (state.committed_next > state.first_index).then(|| state.committed_next - 1)
+        let has_any = state.committed_next > state.first_index || state.purged.is_some();
+        has_any.then(|| state.committed_next - 1)
     }
 
+    /// The first entry that Raft may read.
     pub fn first_index(&self) -> u64 {
-        self.log.lock().first_index
+        self.log.lock().first_visible_index()
     }
 
     /// Index and term of the last entry.
@@ -130,10 +154,16 @@ impl PartitionLog {
     /// The last entry that is fsynced here.
     pub fn durable_index(&self) -> Option<u64> {
         let state = self.log.lock();
-        (state.durable_next > state.first_index).then(|| state.durable_next - 1)
+        let has_any = state.durable_next > state.first_index || state.purged.is_some();
+        has_any.then(|| state.durable_next - 1)
     }
 
-    /// Never reads the disk.
+    /// The last entry that is hidden from Raft.
+    pub fn purged(&self) -> Option<Purged> {
+        self.log.lock().purged
+    }
+
+    /// Never reads the disk. Knows the last purged entry too, but none before it.
     pub fn term_at(&self, index: u64) -> Result<Option<u64>, StorageError> {
         let state = self.log.lock();
         self.log.check_usable(&state)?;
@@ -146,7 +176,7 @@ impl PartitionLog {
     }
 
     pub fn log_start_offset(&self) -> Offset {
-        self.log.lock().log_start_offset()
+        self.log.lock().log_start
     }
 
     pub fn log_end_offset(&self) -> Offset {
@@ -213,9 +243,15 @@ impl PartitionLog {
         self.log.read_entries_cached(range, max_bytes)
     }
 
-    /// Log end offset after entry `index`. May read the disk.
+    /// Log end offset after entry `index`, of the purged ones the last only. May read the disk.
     pub fn offset_at(&self, index: u64) -> Result<Option<Offset>, StorageError> {
         self.log.offset_at(index)
+    }
+
+    /// Index of the entry that holds `offset`; `None` outside the log, and where that entry was
+    /// compacted away. May read the disk.
+    pub fn index_of_offset(&self, offset: Offset) -> Result<Option<u64>, StorageError> {
+        self.log.index_of_offset(offset)
     }
 
     /// Whole batches in order from the one that holds `from`, none that ends above `limit`: at
@@ -241,7 +277,18 @@ impl PartitionLog {
         timestamp_ms: i64,
         limit: Offset,
     ) -> Result<Option<Bytes>, StorageError> {
-        self.log.batch_for_timestamp(timestamp_ms, limit)
+        let from = self.log.lock().log_start;
+        self.log.batch_for_timestamp(from, timestamp_ms, limit)
+    }
+
+    /// As `batch_for_timestamp`, but not before the batch that holds `from`.
+    pub fn batch_for_timestamp_from(
+        &self,
+        from: Offset,
+        timestamp_ms: i64,
+        limit: Offset,
+    ) -> Result<Option<Bytes>, StorageError> {
+        self.log.batch_for_timestamp(from, timestamp_ms, limit)
     }
 
     /// The first of the batches with the largest timestamp. May read the disk.

@@ -1,7 +1,8 @@
 //! Reading a log across its segments and its tail in memory.
 //!
 //! Invariant: the disk is never read under the log's lock. Between looking and reading the flusher
-//! may move entries to segments, so each step looks again where the next entry lies.
+//! may move entries to segments, and delete or replace segments, so each step looks again where the
+//! next entry lies, and one that failed because its segment is gone is taken again.
 
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
@@ -116,12 +117,22 @@ impl Log {
         }
     }
 
-    /// A read that failed because the log was deleted meanwhile says so.
-    fn explain<T>(&self, result: Result<T, StorageError>) -> Result<T, StorageError> {
-        match result {
-            Err(_) if self.lock().is_deleted => Err(StorageError::Deleted(self.group)),
-            other => other,
+    /// What a failed read of a segment means: nothing (`None`) if the segment is gone meanwhile.
+    fn explain<T>(
+        &self,
+        segment: &Segment,
+        result: Result<T, StorageError>,
+    ) -> Result<Option<T>, StorageError> {
+        let error = match result {
+            Ok(value) => return Ok(Some(value)),
+            Err(error) => error,
+        };
+        let state = self.lock();
+        self.check_usable(&state)?;
+        if !state.segments.iter().any(|s| s.id() == segment.id()) {
+            return Ok(None);
         }
+        Err(error)
     }
 
     pub(super) fn read_entries(
@@ -140,12 +151,11 @@ impl Log {
                 if cursor >= end {
                     return Ok(out);
                 }
-                if cursor < state.first_index {
-                    return Err(StorageError::IndexOutOfRange {
-                        index: cursor,
-                        first_index: state.first_index,
-                        next_index: state.next_index(),
-                    });
+                if cursor < state.first_visible_index() {
+                    if out.is_empty() {
+                        return Err(self.index_out_of_range(&state, cursor));
+                    }
+                    return Ok(out);
                 }
                 if cursor >= state.tail_first {
                     state.tail_entries(cursor..end, max_bytes, &mut size, &mut out);
@@ -159,9 +169,10 @@ impl Log {
             };
             let end = end.min(segment.next_index);
             let view = self.view(segment);
-            self.explain(view.read_entries(cursor, end, max_bytes, &mut size, &mut out))?;
+            let read = view.read_entries(cursor, end, max_bytes, &mut size, &mut out);
+            let is_gone = self.explain(&segment, read)?.is_none();
             cursor = out.last().map_or(cursor, |entry| entry.index + 1);
-            if cursor < end || size >= max_bytes {
+            if !is_gone && (cursor < end || size >= max_bytes) {
                 return Ok(out);
             }
         }
@@ -174,7 +185,8 @@ impl Log {
     ) -> Option<Vec<LogEntry>> {
         let state = self.lock();
         let mut out = Vec::new();
-        if range.start < state.tail_first && range.start < range.end.min(state.next_index()) {
+        let first = state.tail_first.max(state.first_visible_index());
+        if range.start < first && range.start < range.end.min(state.next_index()) {
             return None;
         }
         let mut size = 0;
@@ -183,21 +195,51 @@ impl Log {
     }
 
     pub(super) fn offset_at(&self, index: u64) -> Result<Option<Offset>, StorageError> {
-        let segment = {
-            let state = self.lock();
-            self.check_usable(&state)?;
-            if let Some(entry) = state.get(index) {
-                return Ok(Some(entry.next_offset));
+        loop {
+            let segment = {
+                let state = self.lock();
+                self.check_usable(&state)?;
+                if let Some(purged) = state.purged.filter(|purged| index <= purged.index) {
+                    return Ok((index == purged.index).then_some(purged.next_offset));
+                }
+                if let Some(entry) = state.get(index) {
+                    return Ok(Some(entry.next_offset));
+                }
+                if index < state.first_index || index >= state.next_index() {
+                    return Ok(None);
+                }
+                state
+                    .segment_of_index(index)
+                    .expect("entries below the tail are in segments")
+            };
+            let found = self.view(segment).slot_of_index(index);
+            if let Some((_, slot)) = self.explain(&segment, found)? {
+                return Ok(Some(slot.next_offset));
             }
-            if index < state.first_index || index >= state.next_index() {
-                return Ok(None);
+        }
+    }
+
+    pub(super) fn index_of_offset(&self, offset: Offset) -> Result<Option<u64>, StorageError> {
+        loop {
+            let segment = {
+                let state = self.lock();
+                self.check_usable(&state)?;
+                if offset < state.log_start || offset >= state.log_end_offset() {
+                    return Ok(None);
+                }
+                if offset >= state.tail_base {
+                    let at = state.tail_position_of(offset);
+                    return Ok(state.tail.get(at).map(|entry| entry.entry.index));
+                }
+                state
+                    .segment_of_offset(offset)
+                    .expect("batches below the tail are in segments")
+            };
+            let found = self.view(segment).slot_holding(offset);
+            if let Some(slot) = self.explain(&segment, found)? {
+                return Ok(slot.map(|slot| slot.index));
             }
-            state
-                .segment_of_index(index)
-                .expect("entries below the tail are in segments")
-        };
-        let found = self.explain(self.view(segment).slot_of_index(index))?;
-        Ok(Some(found.1.next_offset))
+        }
     }
 
     pub(super) fn read(
@@ -207,9 +249,14 @@ impl Log {
         max_bytes: usize,
     ) -> Result<Vec<Bytes>, StorageError> {
         let mut collector = Collector::new(from, limit, max_bytes);
-        self.visit(from, max_bytes, &mut |header, bytes| {
+        let visited = self.visit(from, max_bytes, &mut |header, bytes| {
             collector.take(header, bytes)
-        })?;
+        });
+        match visited {
+            // The log start passed what was read so far, and what was to come.
+            Err(StorageError::OffsetOutOfRange { .. }) if !collector.batches.is_empty() => {}
+            other => other?,
+        }
         Ok(collector.batches)
     }
 
@@ -220,7 +267,7 @@ impl Log {
         max_bytes: usize,
     ) -> Option<Vec<Bytes>> {
         let state = self.lock();
-        let is_in_range = from >= state.log_start_offset() && from <= state.log_end_offset();
+        let is_in_range = from >= state.log_start && from <= state.log_end_offset();
         // What may be returned can lie wholly below the limit, and then nothing has to be read.
         if state.is_deleted || !is_in_range || (from < state.tail_base && from < limit) {
             return None;
@@ -242,7 +289,7 @@ impl Log {
             let segment = {
                 let state = self.lock();
                 self.check_usable(&state)?;
-                let log_start_offset = state.log_start_offset();
+                let log_start_offset = state.log_start;
                 let log_end_offset = state.log_end_offset();
                 if cursor < log_start_offset || cursor > log_end_offset {
                     return Err(StorageError::OffsetOutOfRange {
@@ -259,78 +306,89 @@ impl Log {
                     .segment_of_offset(cursor)
                     .expect("batches below the tail are in segments")
             };
-            let view = self.view(segment);
-            if self
-                .explain(view.visit_batches(cursor, wanted_bytes, visit))?
-                .is_break()
-            {
-                return Ok(());
+            let from = cursor;
+            let visited =
+                self.view(segment)
+                    .visit_batches(from, wanted_bytes, &mut |header, bytes| {
+                        cursor = header.next_offset();
+                        visit(header, bytes)
+                    });
+            match self.explain(&segment, visited)? {
+                Some(ControlFlow::Break(())) => return Ok(()),
+                Some(ControlFlow::Continue(())) => cursor = segment.next_offset,
+                None => {}
             }
-            cursor = segment.next_offset;
         }
     }
 
     pub(super) fn batch_for_timestamp(
         &self,
+        from: Offset,
         timestamp_ms: i64,
         limit: Offset,
     ) -> Result<Option<Bytes>, StorageError> {
-        let segment = {
-            let state = self.lock();
-            self.check_usable(&state)?;
-            let mut segments = state.segments.iter();
-            segments
-                .find(|segment| segment.max_timestamp >= timestamp_ms)
-                .copied()
-        };
-        let from = match segment {
-            Some(segment) => self.view(segment).time_hint(timestamp_ms),
-            None => {
+        loop {
+            let (segment, first) = {
                 let state = self.lock();
-                // Nothing in segments is young enough; copies of them in memory are not either.
-                state
-                    .segments
-                    .last()
-                    .map_or(state.tail_base, |segment| segment.next_offset)
+                self.check_usable(&state)?;
+                let first = from.max(state.log_start);
+                let mut segments = state.segments.iter();
+                let is_candidate =
+                    |s: &&Segment| s.next_offset > first && s.max_timestamp >= timestamp_ms;
+                match segments.find(is_candidate) {
+                    Some(segment) => (Some(*segment), first),
+                    // Nothing in segments is young enough; copies of them in memory are not either.
+                    None => (None, first.max(state.flushed_offset())),
+                }
+            };
+            let hint = segment.map_or(first, |segment| self.view(segment).time_hint(timestamp_ms));
+            let mut found = None;
+            let visited = self.visit(hint.max(first), 0, &mut |header, bytes| {
+                if header.next_offset() > limit {
+                    return ControlFlow::Break(());
+                }
+                if header.max_timestamp >= timestamp_ms {
+                    found = Some(bytes);
+                    return ControlFlow::Break(());
+                }
+                ControlFlow::Continue(())
+            });
+            match visited {
+                // `from` is above the end, or the log start has just passed.
+                Err(StorageError::OffsetOutOfRange {
+                    log_start_offset, ..
+                }) if log_start_offset <= first => return Ok(None),
+                Err(StorageError::OffsetOutOfRange { .. }) => {}
+                other => return other.map(|()| found),
             }
-        };
-        let mut found = None;
-        self.visit(from, 0, &mut |header, bytes| {
-            if header.next_offset() > limit {
-                return ControlFlow::Break(());
-            }
-            if header.max_timestamp >= timestamp_ms {
-                found = Some(bytes);
-                return ControlFlow::Break(());
-            }
-            ControlFlow::Continue(())
-        })?;
-        Ok(found)
+        }
     }
 
     pub(super) fn max_timestamp_batch(&self, limit: Offset) -> Result<Option<Bytes>, StorageError> {
-        let (segments, mut largest) = {
+        let (segments, log_start, mut largest) = {
             let state = self.lock();
             self.check_usable(&state)?;
             let mut largest = i64::MIN;
-            let _ = state.visit_tail(state.tail_base, &mut |header, _| {
+            let from = state.tail_base.max(state.log_start);
+            let _ = state.visit_tail(from, &mut |header, _| {
                 if header.next_offset() > limit {
                     return ControlFlow::Break(());
                 }
                 largest = largest.max(header.max_timestamp);
                 ControlFlow::Continue(())
             });
-            (state.segments.clone(), largest)
+            (state.segments.clone(), state.log_start, largest)
         };
         for segment in segments {
-            if segment.base_offset < limit {
-                let below = self.explain(self.view(segment).max_timestamp_below(limit))?;
-                largest = largest.max(below);
+            if segment.base_offset < limit && segment.next_offset > log_start {
+                let below = self.view(segment).max_timestamp_in(log_start, limit);
+                // A segment that is gone meanwhile is below the log start, or was compacted.
+                largest = largest.max(self.explain(&segment, below)?.unwrap_or(i64::MIN));
             }
         }
         if largest == i64::MIN {
             return Ok(None);
         }
-        self.batch_for_timestamp(largest, limit)
+        self.batch_for_timestamp(log_start, largest, limit)
     }
 }

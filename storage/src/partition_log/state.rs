@@ -8,14 +8,15 @@
 //! ```
 //!
 //! Invariant: first_index <= tail_first <= flushed_next <= ready_next <= min(durable, committed),
-//! durable_next <= next_index; entries from `flushed_next` on are all in `tail`.
+//! durable_next <= next_index; entries from `flushed_next` on are all in `tail`. What is purged is
+//! committed and hidden from Raft, but stays where it is until the log start has passed it too.
 
 use std::collections::VecDeque;
 
 use bytes::Bytes;
 use chronik_types::offset::Offset;
 
-use crate::entry::{LogEntry, TermStart};
+use crate::entry::{LogEntry, Purged, TermStart};
 use crate::memory::size_of;
 use crate::segment::Segment;
 
@@ -37,20 +38,29 @@ pub struct ReplicaState {
 #[derive(Debug, Default)]
 pub struct LogState {
     pub segments: Vec<Segment>,
-    /// The first segment whose files hold bytes that are not fsynced.
-    pub first_dirty_segment: Option<usize>,
+    /// Segments that reach beyond this index hold bytes that are not fsynced.
+    pub dirty_from: Option<u64>,
+    /// Segments up to this index are named by the checkpoint, or by a record of the WAL.
+    pub recorded_next: u64,
     /// Files were made whose names are not fsynced.
     pub has_new_files: bool,
     pub tail: VecDeque<TailEntry>,
     pub tail_first: u64,
     /// Log end offset before the first entry of the tail.
     pub tail_base: Offset,
+    /// Of the entries that are stored; Raft may see fewer, see `purged`.
     pub first_index: u64,
     pub flushed_next: u64,
     pub ready_next: u64,
     pub ready_bytes: usize,
     pub durable_next: u64,
     pub committed_next: u64,
+    pub purged: Option<Purged>,
+    pub durable_purged: Option<Purged>,
+    pub log_start: Offset,
+    pub durable_log_start: Offset,
+    /// Below it compaction has removed older records of the same keys.
+    pub cleaned_offset: Offset,
     pub term_starts: Vec<TermStart>,
     pub vote: Option<Bytes>,
     pub replica_state: Option<ReplicaState>,
@@ -66,7 +76,18 @@ pub struct LogState {
     /// not the entries before them, once old files are recycled.
     pub was_cut: bool,
     pub segment_bytes: u64,
+    /// Of the segments that are written here.
+    pub generation: u32,
+    /// For segments that are written beside others.
+    pub next_generation: u32,
+    /// Rises when all content is replaced: what was on its way for the old is of no use to the new.
+    pub incarnation: u64,
+    /// Wall clock when the first entry that is in no segment came.
+    pub unflushed_since_ms: i64,
+    pub appended_ms: i64,
     pub is_deleted: bool,
+    /// Waits in the flusher's queue of logs with something to delete.
+    pub is_trim_queued: bool,
     /// Waits in the flusher's queue.
     pub is_flush_queued: bool,
     /// Waits in the flusher's list of logs with copies in memory.
@@ -78,8 +99,15 @@ impl LogState {
         self.tail_first + self.tail.len() as u64
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.next_index() == self.first_index
+    /// Nothing was ever appended, or nothing of it is left and no one was told otherwise.
+    pub fn may_start_anywhere(&self) -> bool {
+        self.next_index() == self.first_index && self.purged.is_none() && self.segments.is_empty()
+    }
+
+    /// The first entry that Raft may read.
+    pub fn first_visible_index(&self) -> u64 {
+        let after_purged = self.purged.map_or(0, |purged| purged.index + 1);
+        self.first_index.max(after_purged)
     }
 
     pub fn log_end_offset(&self) -> Offset {
@@ -88,10 +116,17 @@ impl LogState {
             .map_or(self.tail_base, |entry| entry.next_offset)
     }
 
-    pub fn log_start_offset(&self) -> Offset {
-        self.segments
-            .first()
-            .map_or(Offset::ZERO, |segment| segment.base_offset)
+    /// Log end offset after the entries that are in segments, or were.
+    pub fn flushed_offset(&self) -> Offset {
+        let last = self
+            .flushed_next
+            .checked_sub(1)
+            .and_then(|index| self.get(index));
+        match (last, self.segments.last()) {
+            (Some(entry), _) => entry.next_offset,
+            (None, Some(segment)) => segment.next_offset,
+            (None, None) => self.tail_base,
+        }
     }
 
     /// Entry `index` if it is in memory.
@@ -101,15 +136,20 @@ impl LogState {
     }
 
     pub fn term_at(&self, index: u64) -> Option<u64> {
-        if index < self.first_index || index >= self.next_index() {
-            return None;
+        if index < self.first_visible_index() || index >= self.next_index() {
+            let purged = self.purged.filter(|purged| purged.index == index);
+            return purged.map(|purged| purged.term);
         }
+        Some(self.stored_term_at(index))
+    }
+
+    /// The term of an entry that is stored, also of one that Raft does not see any more.
+    pub fn stored_term_at(&self, index: u64) -> u64 {
         let after = self
             .term_starts
             .partition_point(|start| start.first_index <= index);
-        self.term_starts
-            .get(after.checked_sub(1)?)
-            .map(|start| start.term)
+        let start = self.term_starts.get(after.saturating_sub(1));
+        start.map_or(0, |start| start.term)
     }
 
     /// Position in the tail of the entry that holds `offset`, or of the first one after it.
@@ -120,7 +160,7 @@ impl LogState {
 
     /// Lets an empty log start elsewhere.
     pub fn start_at(&mut self, index: u64) {
-        debug_assert!(self.is_empty());
+        debug_assert!(self.may_start_anywhere());
         self.first_index = index;
         self.tail_first = index;
         self.flushed_next = index;
@@ -130,7 +170,11 @@ impl LogState {
     }
 
     /// Adds an entry that was checked to continue the log.
-    pub fn push(&mut self, entry: TailEntry) {
+    pub fn push(&mut self, entry: TailEntry, now_ms: i64) {
+        if self.flushed_next == self.next_index() {
+            self.unflushed_since_ms = now_ms;
+        }
+        self.appended_ms = now_ms;
         let (term, first_index) = (entry.entry.term, entry.entry.index);
         if self
             .term_starts
@@ -284,6 +328,18 @@ impl LogState {
             .range(from..)
             .map(|entry| size_of(&entry.entry))
             .sum()
+    }
+
+    /// The purge and the state that went with it are on disk.
+    pub fn made_purge_durable(&mut self, purged: Purged, saved: ReplicaState) {
+        let is_newer = |old: Purged| old.index >= purged.index;
+        if !self.durable_purged.is_some_and(is_newer) {
+            self.durable_purged = Some(purged);
+        }
+        let durable = self.durable_replica_state.as_ref();
+        if durable.is_none_or(|durable| durable.index < saved.index) {
+            self.durable_replica_state = Some(saved);
+        }
     }
 
     /// Keeps the replica's state, and the one before as long as this one is ahead of the disk.

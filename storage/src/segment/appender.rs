@@ -8,12 +8,11 @@ use std::io::{self, IoSlice};
 use bytes::Bytes;
 use chronik_types::epoch::LeaderEpoch;
 use chronik_types::id::RaftGroupId;
-use chronik_types::offset::Offset;
 use chronik_types::record_batch::batches;
 
 use super::open_files::OpenFiles;
 use super::sidecar::Place;
-use super::{FileKind, Segment, dir_of, offset_index, sidecar, time_index};
+use super::{FileKind, Segment, SegmentId, dir_of, offset_index, sidecar, time_index};
 use crate::entry::{LogEntry, Payload};
 use crate::error::StorageError;
 
@@ -22,6 +21,8 @@ pub struct Appender<'a> {
     files: &'a OpenFiles,
     group: RaftGroupId,
     segment_bytes: u64,
+    generation: u32,
+    now_ms: i64,
     /// The segment that is being written, with all that is buffered counted in.
     segment: Segment,
     /// The same without what is buffered.
@@ -35,24 +36,25 @@ pub struct Appender<'a> {
 }
 
 impl<'a> Appender<'a> {
-    /// Goes on in `active`, or makes the log's first segment.
+    /// Goes on in `segment`, which may be a new one.
     pub fn new(
         files: &'a OpenFiles,
         group: RaftGroupId,
         segment_bytes: u64,
-        active: Option<Segment>,
-        first_index: u64,
-        base_offset: Offset,
+        segment: Segment,
+        generation: u32,
+        now_ms: i64,
     ) -> Self {
-        let segment = active.unwrap_or_else(|| Segment::new(base_offset, first_index));
         Appender {
             files,
             group,
             // Positions in the offset index have 32 bits.
             segment_bytes: segment_bytes.min(1 << 31),
+            generation,
+            now_ms,
             segment,
             written: segment,
-            is_new: active.is_none(),
+            is_new: segment.slots == 0,
             done: Vec::new(),
             log: Vec::new(),
             sidecar: Vec::new(),
@@ -68,7 +70,12 @@ impl<'a> Appender<'a> {
         };
         if self.must_roll(size, entry) {
             self.write()?;
-            let next = Segment::new(self.segment.next_offset, entry.index);
+            let id = SegmentId {
+                base_offset: self.segment.next_offset,
+                generation: self.generation,
+            };
+            let next = Segment::new(id, entry.index, self.now_ms);
+            self.segment.is_sealed = true;
             self.done.push(std::mem::replace(&mut self.segment, next));
             self.written = next;
             self.is_new = true;
@@ -93,6 +100,7 @@ impl<'a> Appender<'a> {
         };
         self.segment.slots += sidecar::encode(&mut self.sidecar, entry, place);
         self.segment.next_index = entry.index + 1;
+        self.segment.appended_ms = self.now_ms;
         Ok(())
     }
 
@@ -137,6 +145,9 @@ impl<'a> Appender<'a> {
                 }
             }
             segment.unindexed_bytes += header.size_bytes() as u64;
+            if segment.first_timestamp == i64::MIN {
+                segment.first_timestamp = header.max_timestamp;
+            }
             segment.max_timestamp = segment.max_timestamp.max(header.max_timestamp);
             largest = largest.max(header.max_timestamp);
             leader_epoch = header.leader_epoch;
@@ -174,12 +185,10 @@ impl<'a> Appender<'a> {
         if parts.iter().all(|part| part.is_empty()) {
             return Ok(());
         }
-        let base_offset = self.segment.base_offset;
+        let id = self.segment.id();
         let position = self.written.file_bytes(kind);
         let write = || -> io::Result<()> {
-            let file = self
-                .files
-                .open(self.group, base_offset, kind, position == 0)?;
+            let file = self.files.open(self.group, id, kind, position == 0)?;
             if position == 0 && file.size()? > 0 {
                 // Left by a crash before this part of the log was checkpointed.
                 file.set_size(0)?;
@@ -187,11 +196,7 @@ impl<'a> Appender<'a> {
             file.write_at(parts, position)
         };
         write().map_err(|e| {
-            StorageError::io(
-                "cannot write",
-                &self.files.path(self.group, base_offset, kind),
-                e,
-            )
+            StorageError::io("cannot write", &self.files.path(self.group, id, kind), e)
         })
     }
 }

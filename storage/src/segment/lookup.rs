@@ -24,7 +24,7 @@ pub struct SegmentView<'a> {
 
 impl SegmentView<'_> {
     pub fn path(&self, kind: FileKind) -> PathBuf {
-        self.files.path(self.group, self.segment.base_offset, kind)
+        self.files.path(self.group, self.segment.id(), kind)
     }
 
     pub fn corrupt(&self, kind: FileKind, position: u64, why: &str) -> StorageError {
@@ -40,7 +40,7 @@ impl SegmentView<'_> {
     ) -> Result<(), StorageError> {
         let file = self
             .files
-            .open(self.group, self.segment.base_offset, kind, false)
+            .open(self.group, self.segment.id(), kind, false)
             .map_err(|e| StorageError::io("cannot open", &self.path(kind), e))?;
         read_exact_at(&*file, buffer, position).map_err(|e| match e.kind() {
             std::io::ErrorKind::UnexpectedEof => {
@@ -96,6 +96,17 @@ impl SegmentView<'_> {
         let last = self.segment.slots.saturating_sub(1);
         let number = self.first_slot(0, last, |slot| slot.next_offset > offset)?;
         Ok((number, self.slot(number)?))
+    }
+
+    /// The slot of the entry that holds `offset`; `None` if no batch has it any more.
+    pub fn slot_holding(&self, offset: Offset) -> Result<Option<Slot>, StorageError> {
+        if self.segment.slots == 0 {
+            return Ok(None);
+        }
+        let (_, slot) = self.slot_of_offset(offset)?;
+        let is_left_out = self.segment.is_compacted
+            && (slot.next_offset <= offset || slot.compacted_base() > offset);
+        Ok((!is_left_out).then_some(slot))
     }
 
     /// The first slot of `low..high` that fulfils the condition, else `high`.
@@ -161,7 +172,7 @@ impl SegmentView<'_> {
         }
         let file = self
             .files
-            .open(self.group, self.segment.base_offset, kind, false)
+            .open(self.group, self.segment.id(), kind, false)
             .ok()?;
         let mut buffer = vec![0; entry_size];
         let (mut low, mut high) = (0, count);

@@ -8,13 +8,12 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use chronik_types::id::RaftGroupId;
-use chronik_types::offset::Offset;
 
-use super::{FileKind, dir_of, file_name};
+use super::{FileKind, SegmentId, dir_of, file_name};
 use crate::disk::{Disk, DiskFile};
 use crate::sync::lock;
 
-type Key = (RaftGroupId, Offset, FileKind);
+type Key = (RaftGroupId, SegmentId, FileKind);
 
 /// All open segment files of the storage.
 pub struct OpenFiles {
@@ -54,25 +53,23 @@ impl OpenFiles {
         &self.partitions
     }
 
-    pub fn path(&self, group: RaftGroupId, base_offset: Offset, kind: FileKind) -> PathBuf {
-        dir_of(&self.partitions, group).join(file_name(base_offset, kind))
+    pub fn path(&self, group: RaftGroupId, id: SegmentId, kind: FileKind) -> PathBuf {
+        dir_of(&self.partitions, group).join(file_name(id, kind))
     }
 
     pub fn open(
         &self,
         group: RaftGroupId,
-        base_offset: Offset,
+        id: SegmentId,
         kind: FileKind,
         create: bool,
     ) -> io::Result<Arc<dyn DiskFile>> {
-        let key = (group, base_offset, kind);
+        let key = (group, id, kind);
         if let Some(cached) = lock(&self.inner).files.get_mut(&key) {
             cached.was_used = true;
             return Ok(cached.file.clone());
         }
-        let file = self
-            .disk
-            .open(&self.path(group, base_offset, kind), create)?;
+        let file = self.disk.open(&self.path(group, id, kind), create)?;
         let mut inner = lock(&self.inner);
         inner.make_room(self.files_max);
         let cached = Cached {
@@ -90,6 +87,26 @@ impl OpenFiles {
         let mut inner = lock(&self.inner);
         inner.files.retain(|key, _| key.0 != group);
         inner.order.retain(|key| key.0 != group);
+    }
+
+    /// Removes the files of a segment that is in no log any more. What cannot be removed is left to
+    /// the next start, since nothing refers to it.
+    pub fn remove(&self, group: RaftGroupId, id: SegmentId) {
+        {
+            let mut inner = lock(&self.inner);
+            let is_other = |key: &Key| (key.0, key.1) != (group, id);
+            inner.files.retain(|key, _| is_other(key));
+            inner.order.retain(is_other);
+        }
+        for kind in FileKind::ALL {
+            let path = self.path(group, id, kind);
+            match self.disk.remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    tracing::warn!(file = %path.display(), %error, "cannot delete a segment's file");
+                }
+                _ => {}
+            }
+        }
     }
 }
 

@@ -181,10 +181,11 @@ impl<'a> SegmentView<'a> {
             let payload = match slot.kind {
                 SlotKind::Blank => Payload::Blank,
                 SlotKind::Membership => Payload::Membership(slots.continuation(&slot)?),
+                SlotKind::Control => Payload::Control(slots.continuation(&slot)?),
                 SlotKind::Batches => self.entry_batches(&mut log, &slot, base_offset)?,
-                SlotKind::Continuation => {
+                SlotKind::Continuation | SlotKind::Compacted => {
                     let position = number * SLOT_SIZE as u64;
-                    let why = "a continuation stands alone";
+                    let why = "the slot is not one of an entry";
                     return Err(self.corrupt(FileKind::Sidecar, position, why));
                 }
             };
@@ -224,19 +225,20 @@ impl<'a> SegmentView<'a> {
         })
     }
 
-    /// The largest timestamp of the batches that end at or below `limit`.
-    pub fn max_timestamp_below(&self, limit: Offset) -> Result<i64, StorageError> {
+    /// The largest timestamp of the batches that end above `from`, and at or below `limit`.
+    pub fn max_timestamp_in(&self, from: Offset, limit: Offset) -> Result<i64, StorageError> {
         let Segment {
             base_offset,
             next_offset,
             max_timestamp,
             ..
         } = self.segment;
-        if next_offset <= limit {
+        if from <= base_offset && next_offset <= limit {
             return Ok(max_timestamp);
         }
         let mut largest = i64::MIN;
-        let _ = self.visit_batches(base_offset, CHUNK_MAX_BYTES, &mut |header, _| {
+        let from = from.max(base_offset);
+        let _ = self.visit_batches(from, CHUNK_MAX_BYTES, &mut |header, _| {
             if header.next_offset() > limit {
                 return ControlFlow::Break(());
             }

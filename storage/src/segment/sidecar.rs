@@ -1,10 +1,12 @@
-//! The Raft sidecar: one slot for every log entry, in order, and the bytes of membership entries.
+//! The Raft sidecar: one slot for every log entry, in order, and the bytes of membership and control
+//! entries. In a compacted segment: one slot for every batch that is left.
 //!
 //! Invariant: slots have one size and rise in both index and next offset, so both can be searched by
 //! `pread` without anything in memory. Every slot has its own checksum. A membership entry's bytes
 //! follow in continuation slots, which repeat its index and next offset.
 //!
 //! ```text
+//! compacted slot     index u64 | base_offset i64 | position u64 | next_offset i64 | as an entry's
 //! entry slot         index u64 | term u64 | position u64   | next_offset i64 | max_timestamp i64 | kind, length u32 | leader epoch i32 | crc u32
 //! continuation slot  index u64 | 16 bytes of payload       | next_offset i64 | 8 more bytes      | kind, length u32 | 0                | crc u32
 //! ```
@@ -29,6 +31,9 @@ pub enum SlotKind {
     Membership,
     Batches,
     Continuation,
+    /// One batch of a compacted segment; `term` is its base offset.
+    Compacted,
+    Control,
 }
 
 /// A slot's fields. Of a continuation only index, next offset, kind and length mean anything.
@@ -49,6 +54,13 @@ pub struct Slot {
     pub leader_epoch: LeaderEpoch,
 }
 
+impl Slot {
+    /// Base offset of the batch in a compacted segment that this slot is about.
+    pub fn compacted_base(&self) -> Offset {
+        Offset(self.term.cast_signed())
+    }
+}
+
 /// What the slot of an entry says beyond the entry itself.
 #[derive(Debug, Clone, Copy)]
 pub struct Place {
@@ -64,6 +76,7 @@ pub fn encode(out: &mut Vec<u8>, entry: &LogEntry, place: Place) -> u64 {
     let kind = match &entry.payload {
         Payload::Blank => SlotKind::Blank,
         Payload::Membership(_) => SlotKind::Membership,
+        Payload::Control(_) => SlotKind::Control,
         Payload::Batches { .. } => SlotKind::Batches,
     };
     let length = entry.payload.size_bytes() as u32;
@@ -73,7 +86,7 @@ pub fn encode(out: &mut Vec<u8>, entry: &LogEntry, place: Place) -> u64 {
     slot[32..40].copy_from_slice(&place.max_timestamp.to_le_bytes());
     slot[44..48].copy_from_slice(&place.leader_epoch.0.to_le_bytes());
     finish(out, slot, entry.index, next_offset, kind, length);
-    let Payload::Membership(bytes) = &entry.payload else {
+    let (Payload::Membership(bytes) | Payload::Control(bytes)) = &entry.payload else {
         return 1;
     };
     let mut count = 1;
@@ -131,6 +144,8 @@ pub fn decode(bytes: &[u8]) -> Option<Slot> {
         1 => SlotKind::Membership,
         2 => SlotKind::Batches,
         3 => SlotKind::Continuation,
+        4 => SlotKind::Compacted,
+        5 => SlotKind::Control,
         _ => return None,
     };
     let length = word & LENGTH_MAX;

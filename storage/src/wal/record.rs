@@ -8,7 +8,7 @@ use chronik_types::id::RaftGroupId;
 use chronik_types::offset::Offset;
 
 use crate::codec::Reader;
-use crate::entry::{LogEntry, Payload};
+use crate::entry::{LogEntry, Payload, Purged};
 
 const KIND_APPEND: u8 = 1;
 const KIND_RELOCATED: u8 = 2;
@@ -16,10 +16,13 @@ const KIND_VOTE: u8 = 3;
 const KIND_TRUNCATE: u8 = 4;
 const KIND_DELETE: u8 = 5;
 const KIND_MARK: u8 = 6;
+const KIND_PURGE: u8 = 7;
+const KIND_LOG_START: u8 = 8;
 
 const PAYLOAD_BLANK: u8 = 0;
 const PAYLOAD_MEMBERSHIP: u8 = 1;
 const PAYLOAD_BATCHES: u8 = 2;
+const PAYLOAD_CONTROL: u8 = 3;
 
 /// Payloads below this size are copied next to their header: one more part in the write costs more.
 const COPY_BELOW_BYTES: usize = 1024;
@@ -59,6 +62,13 @@ pub enum Action {
     Delete,
     /// Says nothing; it starts a new file.
     Mark,
+    /// Entries up to this one are hidden from Raft; with a state of the replica that is not older.
+    Purge {
+        purged: Purged,
+        state_index: u64,
+        state: Bytes,
+    },
+    LogStart(Offset),
 }
 
 impl Record {
@@ -102,6 +112,24 @@ impl Record {
 
     pub fn delete(group: RaftGroupId) -> Record {
         Record::start(KIND_DELETE, group).finish()
+    }
+
+    pub fn purge(group: RaftGroupId, purged: Purged, state_index: u64, state: &Bytes) -> Record {
+        let mut record = Record::start(KIND_PURGE, group);
+        for number in [purged.index, purged.term] {
+            record.head.extend_from_slice(&number.to_le_bytes());
+        }
+        let offset = purged.next_offset.0;
+        record.head.extend_from_slice(&offset.to_le_bytes());
+        record.head.extend_from_slice(&state_index.to_le_bytes());
+        record.push_sized(state);
+        record.finish()
+    }
+
+    pub fn log_start(group: RaftGroupId, offset: Offset) -> Record {
+        let mut record = Record::start(KIND_LOG_START, group);
+        record.head.extend_from_slice(&offset.0.to_le_bytes());
+        record.finish()
     }
 
     pub fn mark() -> Record {
@@ -157,9 +185,25 @@ impl Record {
         self
     }
 
+    fn push_sized(&mut self, bytes: &Bytes) {
+        // What is pushed is bounded far below 4 GiB by those who make it.
+        let length = bytes.len() as u32;
+        self.head.extend_from_slice(&length.to_le_bytes());
+        self.push_bytes(bytes);
+    }
+
+    fn push_bytes(&mut self, bytes: &Bytes) {
+        if bytes.len() >= COPY_BELOW_BYTES {
+            self.payloads.push((self.head.len(), bytes.clone()));
+        } else {
+            self.head.extend_from_slice(bytes);
+        }
+    }
+
     fn push_entry(&mut self, entry: &LogEntry) {
         let (kind, bytes) = match &entry.payload {
             Payload::Blank => (PAYLOAD_BLANK, None),
+            Payload::Control(bytes) => (PAYLOAD_CONTROL, Some(bytes)),
             Payload::Membership(bytes) => (PAYLOAD_MEMBERSHIP, Some(bytes)),
             Payload::Batches { bytes, .. } => (PAYLOAD_BATCHES, Some(bytes)),
         };
@@ -177,12 +221,8 @@ impl Record {
             self.head.extend_from_slice(&base_offset.0.to_le_bytes());
             self.head.extend_from_slice(&next_offset.0.to_le_bytes());
         }
-        match bytes {
-            Some(bytes) if bytes.len() >= COPY_BELOW_BYTES => {
-                self.payloads.push((self.head.len(), bytes.clone()));
-            }
-            Some(bytes) => self.head.extend_from_slice(bytes),
-            None => {}
+        if let Some(bytes) = bytes {
+            self.push_bytes(bytes);
         }
     }
 }
@@ -227,9 +267,24 @@ fn decode_record(reader: &mut Reader<'_>, body: &Bytes) -> Result<Decoded, &'sta
         },
         KIND_DELETE => Action::Delete,
         KIND_MARK => Action::Mark,
+        KIND_PURGE => Action::Purge {
+            purged: Purged {
+                index: reader.u64().ok_or(SHORT)?,
+                term: reader.u64().ok_or(SHORT)?,
+                next_offset: Offset(reader.i64().ok_or(SHORT)?),
+            },
+            state_index: reader.u64().ok_or(SHORT)?,
+            state: decode_sized(reader, body).ok_or(SHORT)?,
+        },
+        KIND_LOG_START => Action::LogStart(Offset(reader.i64().ok_or(SHORT)?)),
         _ => return Err("record is of an unknown kind"),
     };
     Ok(Decoded { group, action })
+}
+
+fn decode_sized(reader: &mut Reader<'_>, body: &Bytes) -> Option<Bytes> {
+    let length = reader.u32()? as usize;
+    Some(body.slice_ref(reader.take(length)?))
 }
 
 fn decode_entry(reader: &mut Reader<'_>, body: &Bytes) -> Result<LogEntry, &'static str> {
@@ -246,6 +301,7 @@ fn decode_entry(reader: &mut Reader<'_>, body: &Bytes) -> Result<LogEntry, &'sta
     let payload = match (kind, offsets) {
         (PAYLOAD_BLANK, _) => Payload::Blank,
         (PAYLOAD_MEMBERSHIP, _) => Payload::Membership(bytes),
+        (PAYLOAD_CONTROL, _) => Payload::Control(bytes),
         (PAYLOAD_BATCHES, Some((base, next))) => Payload::Batches {
             bytes,
             base_offset: Offset(base),
@@ -261,68 +317,5 @@ fn decode_entry(reader: &mut Reader<'_>, body: &Bytes) -> Result<LogEntry, &'sta
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn entry() -> impl Strategy<Value = LogEntry> {
-        let bytes = prop_oneof![0usize..40, 1000..1050usize]
-            .prop_flat_map(|size| proptest::collection::vec(any::<u8>(), size))
-            .prop_map(Bytes::from);
-        let payload = prop_oneof![
-            Just(Payload::Blank),
-            bytes.clone().prop_map(Payload::Membership),
-            (bytes, any::<i64>(), any::<i64>()).prop_map(|(bytes, base, next)| Payload::Batches {
-                bytes,
-                base_offset: Offset(base),
-                next_offset: Offset(next)
-            }),
-        ];
-        (any::<u64>(), any::<u64>(), payload).prop_map(|(index, term, payload)| LogEntry {
-            index,
-            term,
-            payload,
-        })
-    }
-
-    proptest! {
-        #[test]
-        fn records_round_trip(
-            group in any::<u64>(), committed_next in any::<u64>(), relocated in any::<bool>(),
-            entries in proptest::collection::vec(entry(), 0..5),
-            vote in proptest::collection::vec(any::<u8>(), 0..128),
-        ) {
-            let group = RaftGroupId(group);
-            let records = [
-                Record::entries(group, relocated, committed_next, entries.iter()),
-                Record::vote(group, &vote),
-                Record::truncate(group, committed_next),
-                Record::delete(group),
-                Record::mark(),
-            ];
-            let mut body = Vec::new();
-            for record in &records {
-                let at = body.len();
-                record.parts().for_each(|part| body.extend_from_slice(part));
-                prop_assert_eq!(body.len() - at, record.size_bytes());
-            }
-            let decoded = decode(&Bytes::from(body)).unwrap();
-            let actions: Vec<_> = decoded.into_iter().map(|d| d.action).collect();
-            prop_assert_eq!(actions, vec![
-                Action::Entries { relocated, committed_next, entries },
-                Action::Vote(vote.into()),
-                Action::Truncate { next: committed_next },
-                Action::Delete,
-                Action::Mark,
-            ]);
-        }
-
-        #[test]
-        fn any_bytes_decode_or_fail_without_panic(
-            bytes in proptest::collection::vec(0u8..8, 0..300),
-        ) {
-            let _ = decode(&Bytes::from(bytes));
-        }
-    }
-}
+#[path = "record_test.rs"]
+mod tests;

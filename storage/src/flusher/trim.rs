@@ -1,0 +1,41 @@
+//! Deletes what is below a log's start, and seals segments.
+
+use std::sync::Arc;
+
+use super::Flusher;
+use crate::error::StorageError;
+use crate::partition_log::Log;
+
+impl Flusher {
+    /// Deletes segments and entries that are durably below the log start and purged.
+    pub(super) fn trim(&self, log: &Arc<Log>) -> Result<(), StorageError> {
+        self.core.poison.check()?;
+        let gone = {
+            let mut state = log.lock();
+            state.is_trim_queued = false;
+            if !state.has_to_trim() {
+                return Ok(());
+            }
+            let gone = state.trim(&self.core.memory);
+            // So that the next checkpoint makes it durable that the names are gone.
+            state.has_new_files |= !gone.is_empty();
+            gone
+        };
+        for segment in gone {
+            self.core.files.remove(log.group, segment.id());
+        }
+        Ok(())
+    }
+
+    /// Flushes all that is committed, and seals the active segment.
+    pub(super) fn roll(&self, log: &Arc<Log>) -> Result<(), StorageError> {
+        self.core.poison.check()?;
+        self.flush(log)?;
+        let mut state = log.lock();
+        // A segment without batches would have its successor's name.
+        if let Some(last) = state.segments.last_mut().filter(|last| last.log_bytes > 0) {
+            last.is_sealed = true;
+        }
+        Ok(())
+    }
+}
