@@ -125,6 +125,9 @@ impl LogStore {
             Payload::Membership(bytes) => {
                 EntryPayload::Membership(codec::decode_membership(&bytes).map_err(invalid)?)
             }
+            Payload::Control(_) => {
+                return Err(invalid("a control entry is of no kind that is known"));
+            }
             Payload::Batches { bytes, .. } => {
                 EntryPayload::Normal(Batches::stamped(bytes, self.traces.get(entry.index)))
             }
