@@ -70,7 +70,7 @@ async fn topics_are_managed_through_any_controller() {
     let images = group.controller(leader).feed().subscribe();
     let router = router(group.controller(group.follower_of(leader)));
     let work = async {
-        let topic = r#"{"name":"t","partition_count":2,"configs":{"retention.ms":"5"}}"#;
+        let topic = r#"{"name":"t","partition_count":2,"replication_factor":1,"configs":{"retention.ms":"5"}}"#;
         let (status, created) = call(&router, Method::POST, "/v1/topics", topic).await;
         assert_eq!(
             (status, &created["partition_count"]),
