@@ -3,21 +3,30 @@
 #
 #   deploy/build-images.sh [TAG]      TAG: local where not given
 #
-# The binaries are linked statically against glibc, so that an image needs nothing besides. Only
-# the last step of the build differs from `cargo build --release`: no dependency is built anew.
-# DOCKER names another client, such as podman.
+# An image holds the binary that the tests ran, less its debug information, and the shared libraries
+# that it is linked to on this machine; nothing is compiled for the image alone. DOCKER names another client, such as
+# podman.
 set -eu
 cd "$(dirname "$0")/.."
 tag=${1:-local}
 docker=${DOCKER:-docker}
 target=${CARGO_TARGET_DIR:-target}
 
+# The packages of `make run`: another selection would build dependencies with other features.
+cargo build --release --locked \
+    -p chronik-cli -p chronik-controller -p chronik-broker -p chronik-gateway
+
 for service in controller broker gateway; do
-    cargo rustc --release -p "chronik-$service" --bin "chronik-$service" -- \
-        -C target-feature=+crt-static
+    binary=$target/release/chronik-$service
     context=$target/images/$service
-    mkdir -p "$context/data"
-    cp "$target/release/chronik-$service" "$context/"
+    rm -rf "$context"
+    mkdir -p "$context/data" "$context/root/usr/local/bin"
+    strip --strip-debug -o "$context/root/usr/local/bin/chronik-$service" "$binary"
+    # "libm.so.6 => /lib/.../libm.so.6 (0x...)", and the loader as "/lib64/ld-... (0x...)".
+    ldd "$binary" | awk '{ for (i = 1; i <= NF; i++) if ($i ~ /^\//) print $i }' |
+        while read -r library; do
+            cp -L --parents "$library" "$context/root/"
+        done
     # The classic builder is enough, and is what a machine without buildx has.
     DOCKER_BUILDKIT=${DOCKER_BUILDKIT:-0} "$docker" build --quiet \
         -f "deploy/Dockerfile.$service" -t "chronik-$service:$tag" "$context"
