@@ -1,17 +1,19 @@
 //! What all logs of one storage share.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex};
 
 use chronik_types::id::RaftGroupId;
 
+use crate::error::StorageError;
 use crate::flusher::Signals;
 use crate::memory::Memory;
 use crate::partition_log::Log;
 use crate::poison::Poison;
 use crate::segment::open_files::OpenFiles;
 use crate::sync::lock;
-use crate::wal::WalQueue;
+use crate::wal::{Done, Record, WalQueue};
 
 pub struct Core {
     pub files: OpenFiles,
@@ -24,6 +26,18 @@ pub struct Core {
 }
 
 impl Core {
+    /// To be called before files are made that no log refers to yet: after a crash the start then
+    /// looks for them, which it leaves out if the WAL says nothing since the last orderly end.
+    pub fn announce_files(&self) -> Result<(), StorageError> {
+        let (answer, receiver) = sync_channel(1);
+        let done: Done = Box::new(move |written| {
+            let _ = answer.send(written);
+        });
+        self.wal.reserve(0)?.push(Record::mark(), done);
+        receiver.recv().unwrap_or(Err(StorageError::Closed))?;
+        Ok(())
+    }
+
     /// Drops copies of flushed entries as far as there are too many; the log that was flushed
     /// longest ago goes first. Called by those who append too, so that memory cannot outgrow its
     /// budget while the flusher is busy.

@@ -85,6 +85,8 @@ pub enum StorageError {
         "group {group}: entries up to {index} cannot be purged before a state as of them is saved"
     )]
     PurgeAheadOfState { group: RaftGroupId, index: u64 },
+    #[error("segments from another broker cannot be taken: {why}")]
+    InvalidManifest { why: Arc<str> },
     #[error("the log of group {0} was deleted")]
     Deleted(RaftGroupId),
     #[error("storage is closed")]
@@ -92,6 +94,11 @@ pub enum StorageError {
 }
 
 impl StorageError {
+    /// Bytes that were stored are not there as they were: the replica is to be rebuilt.
+    pub fn is_damage(&self) -> bool {
+        matches!(self, StorageError::Corrupt { .. })
+    }
+
     pub fn io(operation: &'static str, file: &Path, source: io::Error) -> Self {
         StorageError::Io {
             operation,

@@ -5,6 +5,8 @@
 
 mod storage;
 
+mod transfer;
+
 mod entry;
 mod partition_log;
 
@@ -30,3 +32,4 @@ pub use error::{OpenError, StorageError};
 pub use partition_log::{PartitionLog, SegmentInfo, SegmentState};
 pub use poison::Failed;
 pub use storage::{Storage, StorageConfig};
+pub use transfer::{Export, Installer, LogManifest, ManifestSegment, SegmentFile};

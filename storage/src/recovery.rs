@@ -189,7 +189,28 @@ fn clean_up(
         }
     }
     for group in folders.iter().filter(|group| !logs.contains_key(group)) {
-        tracing::warn!(%group, "a log's folder belongs to no log that is known");
+        let dir = dir_of(partitions, *group);
+        remove_received(disk, &dir).map_err(|e| io_error("cannot clean up", &dir, e))?;
+    }
+    Ok(())
+}
+
+/// Removes what was received for a log that never came to be. Other files of no log are no one's
+/// either, but how they came here is not known.
+fn remove_received(disk: &dyn Disk, dir: &Path) -> std::io::Result<()> {
+    let mut is_empty = true;
+    for name in disk.list(dir)? {
+        match parse_file_name(&name) {
+            Some((id, _)) if id.generation > 0 => disk.remove_file(&dir.join(name))?,
+            _ => {
+                is_empty = false;
+                let file = dir.join(name);
+                tracing::warn!(file = %file.display(), "a file belongs to no log that is known");
+            }
+        }
+    }
+    if is_empty {
+        disk.remove_dir(dir)?;
     }
     Ok(())
 }

@@ -10,7 +10,8 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use chronik_storage::disk::FaultyDisk;
 use chronik_storage::{
-    LogEntry, OpenError, PartitionLog, Payload, SegmentState, Storage, StorageError,
+    Export, Installer, LogEntry, LogManifest, OpenError, PartitionLog, Payload, SegmentFile,
+    SegmentState, Storage, StorageError,
 };
 use chronik_types::offset::Offset;
 use chronik_types::record_batch::batches as batches_in;
@@ -32,6 +33,9 @@ enum Op {
     /// So many offsets before what is committed.
     LogStart(u64, u8),
     Roll(u64),
+    /// The content of one log becomes that of another, up to so many entries before what is
+    /// committed.
+    Copy(u64, u64, u8),
     Delete(u64),
     Wait,
     Close,
@@ -187,6 +191,7 @@ impl World {
                     let _ = log.roll();
                 }
             }
+            Op::Copy(from, to, back) => self.copy(*from, *to, *back),
             Op::Delete(group_id) => {
                 let Some(storage) = &self.storage else { return };
                 let result = storage.delete_log(group(*group_id));
@@ -345,6 +350,74 @@ impl World {
         }
     }
 
+    fn copy(&mut self, from: u64, to: u64, back: u8) {
+        let source = self.log(from).zip(self.models.get(&from));
+        let Some((log, source)) = source.filter(|_| from != to) else {
+            return;
+        };
+        let Some(committed) = source.committed else {
+            return;
+        };
+        let index = committed.saturating_sub(u64::from(back % 3));
+        let (mut state, term) = (source.last(), source.term);
+        state.entries.retain(|entry| entry.index <= index);
+        // A power failure or purged entries end it early, and then nothing must have changed.
+        let Ok(export) = log.export(index) else {
+            return;
+        };
+        let Some(installer) = self.send(&export, to) else {
+            return;
+        };
+        // What was not answered yet is answered before the content changes.
+        self.wait();
+        let model = self.models.entry(to).or_default();
+        let before = model.last();
+        state.vote = before.vote.clone();
+        model.term = model.term.max(term);
+        state.purged = Some(index);
+        state.log_start = state.log_start.min(state.end_of(index));
+        let number = model.push(state);
+        // If it fails, nobody knows which one it is until the next start.
+        let committed = installer.commit(Bytes::from(index.to_le_bytes().to_vec()));
+        match committed {
+            Ok(()) => {
+                model.committed = Some(index);
+                model.confirm(number);
+            }
+            Err(_) => {
+                model.committed = model.committed.max(Some(index));
+                model.push(before);
+            }
+        }
+    }
+
+    /// Receives all; `None` if the power fails.
+    fn send(&self, export: &Export, to: u64) -> Option<Installer> {
+        let manifest = LogManifest::decode(&export.manifest().encode()).unwrap();
+        let installer = self.storage.as_ref()?.install(group(to), manifest).ok()?;
+        for segment in 0..installer.manifest().segments.len() {
+            for file in [SegmentFile::Log, SegmentFile::Sidecar] {
+                loop {
+                    let position = installer.received(segment, file);
+                    let bytes = export.read_chunk(segment, file, position, 700).ok()?;
+                    if bytes.is_empty() {
+                        break;
+                    }
+                    installer.write(segment, file, position, &bytes).ok()?;
+                }
+            }
+            if let Err(error) = installer.check_segment(segment) {
+                let is_power = matches!(
+                    error,
+                    StorageError::Io { .. } | StorageError::Poisoned { .. }
+                );
+                assert!(is_power, "{error}");
+                return None;
+            }
+        }
+        Some(installer)
+    }
+
     /// There are exactly the files of the segments there are.
     fn check_files(&self, logs: &[PartitionLog]) {
         let known = |log: &PartitionLog| {
@@ -449,6 +522,8 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (group.clone(), any::<u8>()).prop_map(|(group, back)| Op::Purge(group, back)),
         2 => (group.clone(), any::<u8>()).prop_map(|(group, back)| Op::LogStart(group, back)),
         1 => group.clone().prop_map(Op::Roll),
+        2 => (group.clone(), group.clone(), any::<u8>())
+            .prop_map(|(from, to, back)| Op::Copy(from, to, back)),
         1 => group.prop_map(Op::Delete),
         4 => Just(Op::Wait),
         1 => Just(Op::Close),
@@ -497,6 +572,7 @@ fn script(seed: u64) -> Vec<Op> {
             7 => ops.push(Op::Purge(group, (random.next() % 4) as u8)),
             8 => ops.push(Op::LogStart(group, (random.next() % 5) as u8)),
             9 => ops.push(Op::Roll(group)),
+            10 => ops.push(Op::Copy(group, 3 - group, (random.next() % 3) as u8)),
             _ => ops.push(Op::Commit(group, (random.next() % 3) as u8)),
         }
     }

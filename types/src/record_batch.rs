@@ -30,6 +30,7 @@ const COMPRESSION_MASK: i16 = 0x07;
 const LOG_APPEND_TIME: i16 = 0x08;
 const TRANSACTIONAL: i16 = 0x10;
 const CONTROL: i16 = 0x20;
+const HAS_DELETE_HORIZON: i16 = 0x40;
 
 /// Why bytes are not a record batch that may be stored.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -182,6 +183,12 @@ impl BatchHeader {
     /// A batch of transaction markers, which consumers never see.
     pub fn is_control(&self) -> bool {
         self.attributes & CONTROL != 0
+    }
+
+    /// When the tombstones or markers in this batch may go: compaction writes it in the place of the
+    /// base timestamp (KIP-534).
+    pub fn delete_horizon_ms(&self) -> Option<i64> {
+        (self.attributes & HAS_DELETE_HORIZON != 0).then_some(self.base_timestamp)
     }
 
     pub fn is_idempotent(&self) -> bool {

@@ -5,6 +5,7 @@
 //! Invariant: it works only when told to; an idle storage has no timer and no polling.
 
 mod flush;
+mod install;
 mod recycle;
 mod trim;
 
@@ -23,6 +24,7 @@ use crate::disk::Disk;
 use crate::error::StorageError;
 use crate::partition_log::Log;
 use crate::sync::{lock, wait};
+use crate::transfer::InstallRequest;
 use crate::wal::WalFiles;
 
 type Reply = SyncSender<Result<(), StorageError>>;
@@ -40,6 +42,8 @@ struct Pending {
     to_delete: VecDeque<(RaftGroupId, Reply)>,
     to_trim: VecDeque<Arc<Log>>,
     to_roll: VecDeque<(Arc<Log>, Reply)>,
+    to_flush_now: VecDeque<(Arc<Log>, Reply)>,
+    to_install: VecDeque<(InstallRequest, Reply)>,
     recycle_wal: bool,
     free_memory: bool,
     prepare_spare: bool,
@@ -51,6 +55,8 @@ enum Work {
     Delete(RaftGroupId, Reply),
     Trim(Arc<Log>),
     Roll(Arc<Log>, Reply),
+    FlushNow(Arc<Log>, Reply),
+    Install(Box<InstallRequest>, Reply),
     RecycleWal,
     FreeMemory,
     Flush(Arc<Log>),
@@ -105,6 +111,16 @@ impl Signals {
         self.ask(|pending, reply| pending.to_roll.push_back((log, reply)))
     }
 
+    /// Waits until all that is committed is in segments, though not fsynced.
+    pub fn flush_now(&self, log: Arc<Log>) -> Result<(), StorageError> {
+        self.ask(|pending, reply| pending.to_flush_now.push_back((log, reply)))
+    }
+
+    /// Waits until the log's content is replaced.
+    pub fn install(&self, request: InstallRequest) -> Result<(), StorageError> {
+        self.ask(|pending, reply| pending.to_install.push_back((request, reply)))
+    }
+
     /// Waits until the log is deleted.
     pub fn delete(&self, group: RaftGroupId) -> Result<(), StorageError> {
         self.ask(|pending, reply| pending.to_delete.push_back((group, reply)))
@@ -147,6 +163,12 @@ impl Signals {
             }
             if std::mem::take(&mut pending.free_memory) {
                 return Work::FreeMemory;
+            }
+            if let Some((request, reply)) = pending.to_install.pop_front() {
+                return Work::Install(Box::new(request), reply);
+            }
+            if let Some((log, reply)) = pending.to_flush_now.pop_front() {
+                return Work::FlushNow(log, reply);
             }
             if let Some((log, reply)) = pending.to_roll.pop_front() {
                 return Work::Roll(log, reply);
@@ -212,6 +234,8 @@ impl Flusher {
                 Work::Close(reply) => (self.close(), Some(reply)),
                 Work::Trim(log) => (self.trim(&log), None),
                 Work::Roll(log, reply) => (self.roll(&log), Some(reply)),
+                Work::FlushNow(log, reply) => (self.flush(&log), Some(reply)),
+                Work::Install(request, reply) => (self.install(*request), Some(reply)),
                 Work::RecycleWal => (self.recycle_if_due(), None),
                 Work::FreeMemory => (self.free_memory(), None),
                 Work::Flush(log) => (self.flush_due(&log), None),

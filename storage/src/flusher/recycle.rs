@@ -35,7 +35,7 @@ const RELOCATE_BELOW_BYTES_AT_CLOSE: usize = 4 << 10;
 /// Bytes of one relocated record.
 const RELOCATE_PART_BYTES: usize = 4 << 20;
 
-type Answer = Receiver<Result<Written, StorageError>>;
+pub(super) type Answer = Receiver<Result<Written, StorageError>>;
 
 /// A log whose entries were appended to the WAL once more, and the answers for each part.
 struct Relocated {
@@ -69,10 +69,7 @@ impl Flusher {
         let live = self.wal_files.live();
         let first_kept = live.into_iter().find(|file| file.sequence == sequence);
         let first_kept = first_kept.expect("the mark's file is in use until it is recycled");
-        // A clean start does not look for files that nothing refers to.
-        for log in self.logs.all() {
-            self.trim(&log)?;
-        }
+        self.trim_all()?;
         self.recycle(first_kept, RELOCATE_BELOW_BYTES_AT_CLOSE, true)
     }
 
@@ -165,7 +162,7 @@ impl Flusher {
         relocated.push(Relocated { log, answers });
     }
 
-    fn push(&self, record: Record, in_new_file: bool) -> Answer {
+    pub(super) fn push(&self, record: Record, in_new_file: bool) -> Answer {
         let (answer, receiver) = sync_channel(1);
         let done: Done = Box::new(move |written| {
             let _ = answer.send(written);
@@ -212,16 +209,7 @@ impl Flusher {
         let answer = {
             let mut state = log.lock();
             state.is_deleted = true;
-            let memory = &self.core.memory;
-            let all: usize = state.tail.iter().map(|entry| size_of(&entry.entry)).sum();
-            let pinned = state.pinned_bytes();
-            memory.remove_ready(state.ready_bytes);
-            memory.remove(pinned);
-            memory.evicted(all - pinned);
-            state.tail.clear();
-            state.tail_first = state.flushed_next;
-            state.ready_next = state.flushed_next;
-            state.ready_bytes = 0;
+            self.release_memory(&mut state);
             self.push(Record::delete(group), false)
         };
         let written = wait_for(answer)?;
@@ -250,6 +238,6 @@ pub fn remove_files(
     disk.sync_dir(partitions)
 }
 
-fn wait_for(answer: Answer) -> Result<Written, StorageError> {
+pub(super) fn wait_for(answer: Answer) -> Result<Written, StorageError> {
     answer.recv().unwrap_or(Err(StorageError::Closed))
 }

@@ -16,13 +16,26 @@ impl Flusher {
             if !state.has_to_trim() {
                 return Ok(());
             }
-            let gone = state.trim(&self.core.memory);
+            let mut gone = state.trim(&self.core.memory);
             // So that the next checkpoint makes it durable that the names are gone.
             state.has_new_files |= !gone.is_empty();
+            gone.retain(|segment| state.doom(segment.id()));
             gone
         };
         for segment in gone {
             self.core.files.remove(log.group, segment.id());
+        }
+        Ok(())
+    }
+
+    /// A clean start does not look for files that nothing refers to, so none may be left.
+    pub(super) fn trim_all(&self) -> Result<(), StorageError> {
+        for log in self.logs.all() {
+            self.trim(&log)?;
+            let doomed = log.lock().take_doomed();
+            for id in doomed {
+                self.core.files.remove(log.group, id);
+            }
         }
         Ok(())
     }

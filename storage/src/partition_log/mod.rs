@@ -3,6 +3,7 @@
 //! Invariant: what changes a log is queued for the WAL while the log is locked, so the WAL has the
 //! operations of one log in the order in which they took effect in memory.
 
+mod pins;
 mod read;
 pub mod replay;
 mod segments;
@@ -33,7 +34,7 @@ pub const FLUSH_FROM_BYTES: usize = 1 << 20;
 /// WAL's queue is full.
 #[derive(Clone)]
 pub struct PartitionLog {
-    log: Arc<Log>,
+    pub(crate) log: Arc<Log>,
 }
 
 /// The log itself, as the storage's threads share it.
@@ -49,6 +50,7 @@ impl Log {
         let state = LogState {
             replay_from_record,
             segment_bytes,
+            next_generation: 1,
             ..LogState::default()
         };
         Log::recovered(core, group, state)
@@ -90,7 +92,7 @@ impl Log {
         }
     }
 
-    fn index_out_of_range(&self, state: &LogState, index: u64) -> StorageError {
+    pub fn index_out_of_range(&self, state: &LogState, index: u64) -> StorageError {
         StorageError::IndexOutOfRange {
             index,
             first_index: state.first_visible_index(),
@@ -98,7 +100,7 @@ impl Log {
         }
     }
 
-    fn check_usable(&self, state: &LogState) -> Result<(), StorageError> {
+    pub fn check_usable(&self, state: &LogState) -> Result<(), StorageError> {
         if state.is_deleted {
             Err(StorageError::Deleted(self.group))
         } else {

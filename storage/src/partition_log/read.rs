@@ -118,7 +118,7 @@ impl Log {
     }
 
     /// What a failed read of a segment means: nothing (`None`) if the segment is gone meanwhile.
-    fn explain<T>(
+    pub fn explain<T>(
         &self,
         segment: &Segment,
         result: Result<T, StorageError>,
@@ -194,7 +194,7 @@ impl Log {
         Some(out)
     }
 
-    pub(super) fn offset_at(&self, index: u64) -> Result<Option<Offset>, StorageError> {
+    pub fn offset_at(&self, index: u64) -> Result<Option<Offset>, StorageError> {
         loop {
             let segment = {
                 let state = self.lock();

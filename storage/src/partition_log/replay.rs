@@ -8,6 +8,7 @@ use chronik_types::offset::Offset;
 
 use super::state::{LogState, ReplicaState, TailEntry};
 use super::write::check_batches;
+use crate::checkpoint::GroupCheckpoint;
 use crate::clock::now_ms;
 use crate::entry::{LogEntry, Payload, Purged};
 use crate::memory::Memory;
@@ -35,7 +36,14 @@ impl Replay {
 
     /// Applies one record of the group. Not for `Delete` and `Mark`.
     pub fn apply(&mut self, record_number: u64, file_sequence: u64, action: Action) {
-        if record_number < self.state.replay_from_record || self.damage.is_some() {
+        if record_number < self.state.replay_from_record {
+            return;
+        }
+        if let Action::Install(content) = &action {
+            self.install(record_number, content);
+            return;
+        }
+        if self.damage.is_some() {
             return;
         }
         match action {
@@ -67,8 +75,21 @@ impl Replay {
             Action::LogStart(offset) => {
                 self.state.log_start = self.state.log_start.max(offset);
             }
-            Action::Delete | Action::Mark => {}
+            Action::Delete | Action::Mark | Action::Install(_) => {}
         }
+    }
+
+    /// Whatever was before, and if it made no sense, does not matter any more.
+    fn install(&mut self, record_number: u64, content: &Bytes) {
+        let Some(content) = GroupCheckpoint::decode_alone(content) else {
+            self.damage = Some(format!("record {record_number} makes no sense"));
+            return;
+        };
+        self.damage = None;
+        let new = content.into_state(self.state.segment_bytes);
+        self.state.replace_content(new);
+        // A checkpoint may come to name this state while the WAL still has what was before.
+        self.state.replay_from_record = record_number.saturating_add(1);
     }
 
     fn purge(&mut self, purged: Purged, state_index: u64, bytes: &Bytes) {

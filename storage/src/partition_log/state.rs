@@ -16,6 +16,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use chronik_types::offset::Offset;
 
+use super::pins::Pins;
 use crate::entry::{LogEntry, Purged, TermStart};
 use crate::memory::size_of;
 use crate::segment::Segment;
@@ -85,6 +86,7 @@ pub struct LogState {
     /// Wall clock when the first entry that is in no segment came.
     pub unflushed_since_ms: i64,
     pub appended_ms: i64,
+    pub pins: Pins,
     pub is_deleted: bool,
     /// Waits in the flusher's queue of logs with something to delete.
     pub is_trim_queued: bool,
@@ -328,6 +330,23 @@ impl LogState {
             .range(from..)
             .map(|entry| size_of(&entry.entry))
             .sum()
+    }
+
+    /// Takes over the content of another log; what belongs to the group and to the handles stays.
+    pub fn replace_content(&mut self, new: LogState) {
+        let old = std::mem::take(self);
+        *self = LogState {
+            vote: old.vote,
+            replay_from_record: old.replay_from_record,
+            next_generation: old.next_generation.max(new.generation.saturating_add(1)),
+            incarnation: old.incarnation + 1,
+            has_new_files: old.has_new_files,
+            pins: old.pins,
+            is_flush_queued: old.is_flush_queued,
+            is_trim_queued: old.is_trim_queued,
+            is_evict_queued: old.is_evict_queued,
+            ..new
+        };
     }
 
     /// The purge and the state that went with it are on disk.

@@ -10,9 +10,10 @@ use chronik_types::epoch::LeaderEpoch;
 use chronik_types::id::RaftGroupId;
 use chronik_types::record_batch::batches;
 
+use super::indexer::Indexer;
 use super::open_files::OpenFiles;
 use super::sidecar::Place;
-use super::{FileKind, Segment, SegmentId, dir_of, offset_index, sidecar, time_index};
+use super::{FileKind, Segment, SegmentId, dir_of, sidecar};
 use crate::entry::{LogEntry, Payload};
 use crate::error::StorageError;
 
@@ -31,8 +32,7 @@ pub struct Appender<'a> {
     done: Vec<Segment>,
     log: Vec<Bytes>,
     sidecar: Vec<u8>,
-    offset_index: Vec<u8>,
-    time_index: Vec<u8>,
+    indexer: Indexer,
 }
 
 impl<'a> Appender<'a> {
@@ -58,8 +58,7 @@ impl<'a> Appender<'a> {
             done: Vec::new(),
             log: Vec::new(),
             sidecar: Vec::new(),
-            offset_index: Vec::new(),
-            time_index: Vec::new(),
+            indexer: Indexer::default(),
         }
     }
 
@@ -125,30 +124,11 @@ impl<'a> Appender<'a> {
 
     /// Adds the batches of an entry to the indexes, and gives their largest timestamp and leader epoch.
     fn index_batches(&mut self, bytes: &Bytes) -> (i64, LeaderEpoch) {
-        let segment = &mut self.segment;
         let mut largest = i64::MIN;
         let mut leader_epoch = LeaderEpoch(0);
         for (at, header) in batches(bytes).flatten() {
-            if segment.unindexed_bytes >= offset_index::INTERVAL_BYTES {
-                let offset = header.base_offset.0 - segment.base_offset.0;
-                let position = segment.log_bytes + at as u64;
-                if let (Ok(offset), Ok(position)) = (u32::try_from(offset), u32::try_from(position))
-                {
-                    offset_index::encode(&mut self.offset_index, offset, position);
-                    segment.offset_index_entries += 1;
-                    segment.unindexed_bytes = 0;
-                    if segment.max_timestamp > segment.indexed_timestamp {
-                        time_index::encode(&mut self.time_index, segment.max_timestamp, offset);
-                        segment.time_index_entries += 1;
-                        segment.indexed_timestamp = segment.max_timestamp;
-                    }
-                }
-            }
-            segment.unindexed_bytes += header.size_bytes() as u64;
-            if segment.first_timestamp == i64::MIN {
-                segment.first_timestamp = header.max_timestamp;
-            }
-            segment.max_timestamp = segment.max_timestamp.max(header.max_timestamp);
+            let position = self.segment.log_bytes + at as u64;
+            self.indexer.add(&mut self.segment, &header, position);
             largest = largest.max(header.max_timestamp);
             leader_epoch = header.leader_epoch;
         }
@@ -168,12 +148,17 @@ impl<'a> Appender<'a> {
         }
         let log: Vec<IoSlice<'_>> = self.log.iter().map(|bytes| IoSlice::new(bytes)).collect();
         self.write_file(FileKind::Log, &log)?;
-        self.write_file(FileKind::OffsetIndex, &[IoSlice::new(&self.offset_index)])?;
-        self.write_file(FileKind::TimeIndex, &[IoSlice::new(&self.time_index)])?;
+        self.write_file(
+            FileKind::OffsetIndex,
+            &[IoSlice::new(&self.indexer.offset_index)],
+        )?;
+        self.write_file(
+            FileKind::TimeIndex,
+            &[IoSlice::new(&self.indexer.time_index)],
+        )?;
         self.write_file(FileKind::Sidecar, &[IoSlice::new(&self.sidecar)])?;
         self.log.clear();
-        self.offset_index.clear();
-        self.time_index.clear();
+        self.indexer.clear();
         self.sidecar.clear();
         self.written = self.segment;
         self.is_new = false;

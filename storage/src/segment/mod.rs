@@ -13,12 +13,14 @@
 //! No two segments of a log have the same base offset and generation.
 
 pub mod appender;
+pub mod indexer;
 pub mod lookup;
 pub mod offset_index;
 pub mod open_files;
 pub mod reader;
 pub mod sidecar;
 pub mod time_index;
+pub mod verify;
 
 use std::path::{Path, PathBuf};
 

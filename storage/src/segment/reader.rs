@@ -20,7 +20,7 @@ const CHUNK_MAX_BYTES: usize = 1 << 20;
 const SLOTS_PER_READ: u64 = 128;
 
 /// Reads the segment's log in large pieces.
-struct LogBuffer<'a> {
+pub struct LogBuffer<'a> {
     view: SegmentView<'a>,
     chunk: usize,
     bytes: Bytes,
@@ -50,7 +50,7 @@ impl LogBuffer<'_> {
     }
 
     /// The batch at `position`, checked against all that is known of it.
-    fn batch(
+    pub fn batch(
         &mut self,
         position: u64,
         base_offset: Offset,
@@ -84,7 +84,7 @@ impl LogBuffer<'_> {
 }
 
 impl<'a> SegmentView<'a> {
-    fn log(&self, wanted_bytes: usize) -> LogBuffer<'a> {
+    pub fn log(&self, wanted_bytes: usize) -> LogBuffer<'a> {
         let chunk = wanted_bytes.clamp(CHUNK_MIN_BYTES, CHUNK_MAX_BYTES);
         LogBuffer {
             view: *self,
@@ -103,6 +103,9 @@ impl<'a> SegmentView<'a> {
     ) -> Result<ControlFlow<()>, StorageError> {
         if from >= self.segment.next_offset {
             return Ok(ControlFlow::Continue(()));
+        }
+        if self.segment.is_compacted {
+            return self.visit_compacted(from, wanted_bytes, visit);
         }
         let mut log = self.log(wanted_bytes);
         let (mut number, mut slot) = self.slot_of_offset(from)?;
@@ -147,6 +150,33 @@ impl<'a> SegmentView<'a> {
                 return Err(self.corrupt(FileKind::Sidecar, number * SLOT_SIZE as u64, why));
             }
         }
+    }
+
+    fn visit_compacted(
+        &self,
+        from: Offset,
+        wanted_bytes: usize,
+        visit: &mut dyn FnMut(&BatchHeader, Bytes) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>, StorageError> {
+        if self.segment.slots == 0 {
+            return Ok(ControlFlow::Continue(()));
+        }
+        let mut log = self.log(wanted_bytes);
+        let (first, _) = self.slot_of_offset(from)?;
+        let mut slots = Slots::new(*self, first);
+        while let Some((number, slot, _)) = slots.next()? {
+            if slot.kind != SlotKind::Compacted {
+                let position = number * SLOT_SIZE as u64;
+                let why = "the slot is of another kind of segment";
+                return Err(self.corrupt(FileKind::Sidecar, position, why));
+            }
+            let (header, bytes) = log.batch(slot.position, slot.compacted_base(), &slot)?;
+            // The last batch may lie before what is looked for.
+            if header.next_offset() > from && visit(&header, bytes).is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+        }
+        Ok(ControlFlow::Continue(()))
     }
 
     /// Reads entries `index..end` into `out`, until it holds `max_bytes` and at least one entry.
@@ -250,7 +280,7 @@ impl<'a> SegmentView<'a> {
 }
 
 /// Walks the slots in order, a read for many.
-struct Slots<'a> {
+pub struct Slots<'a> {
     view: SegmentView<'a>,
     next: u64,
     bytes: Vec<u8>,
@@ -259,7 +289,7 @@ struct Slots<'a> {
 }
 
 impl<'a> Slots<'a> {
-    fn new(view: SegmentView<'a>, next: u64) -> Self {
+    pub fn new(view: SegmentView<'a>, next: u64) -> Self {
         Slots {
             view,
             next,
@@ -269,7 +299,7 @@ impl<'a> Slots<'a> {
     }
 
     /// The next slot with its number and bytes.
-    fn next(&mut self) -> Result<Option<(u64, Slot, [u8; SLOT_SIZE])>, StorageError> {
+    pub fn next(&mut self) -> Result<Option<(u64, Slot, [u8; SLOT_SIZE])>, StorageError> {
         if self.next >= self.view.segment.slots {
             return Ok(None);
         }
@@ -293,7 +323,7 @@ impl<'a> Slots<'a> {
     }
 
     /// The payload of a membership entry, from the slots behind its own.
-    fn continuation(&mut self, slot: &Slot) -> Result<Bytes, StorageError> {
+    pub fn continuation(&mut self, slot: &Slot) -> Result<Bytes, StorageError> {
         let mut payload = Vec::new();
         for _ in 0..sidecar::continuations_of(slot.length) {
             let position = self.next * SLOT_SIZE as u64;

@@ -18,6 +18,7 @@ const KIND_DELETE: u8 = 5;
 const KIND_MARK: u8 = 6;
 const KIND_PURGE: u8 = 7;
 const KIND_LOG_START: u8 = 8;
+const KIND_INSTALL: u8 = 10;
 
 const PAYLOAD_BLANK: u8 = 0;
 const PAYLOAD_MEMBERSHIP: u8 = 1;
@@ -69,6 +70,8 @@ pub enum Action {
         state: Bytes,
     },
     LogStart(Offset),
+    /// The log's whole content was replaced; encoded as in a checkpoint.
+    Install(Bytes),
 }
 
 impl Record {
@@ -129,6 +132,12 @@ impl Record {
     pub fn log_start(group: RaftGroupId, offset: Offset) -> Record {
         let mut record = Record::start(KIND_LOG_START, group);
         record.head.extend_from_slice(&offset.0.to_le_bytes());
+        record.finish()
+    }
+
+    pub fn install(group: RaftGroupId, body: &Bytes) -> Record {
+        let mut record = Record::start(KIND_INSTALL, group);
+        record.push_sized(body);
         record.finish()
     }
 
@@ -277,6 +286,7 @@ fn decode_record(reader: &mut Reader<'_>, body: &Bytes) -> Result<Decoded, &'sta
             state: decode_sized(reader, body).ok_or(SHORT)?,
         },
         KIND_LOG_START => Action::LogStart(Offset(reader.i64().ok_or(SHORT)?)),
+        KIND_INSTALL => Action::Install(decode_sized(reader, body).ok_or(SHORT)?),
         _ => return Err("record is of an unknown kind"),
     };
     Ok(Decoded { group, action })

@@ -43,6 +43,7 @@ proptest! {
             Record::mark(),
             Record::purge(group, purged, 3, &Bytes::from(vote.clone())),
             Record::log_start(group, Offset(9)),
+            Record::install(group, &Bytes::from(vec![1; 3000])),
         ];
         let mut body = Vec::new();
         for record in &records {
@@ -60,6 +61,7 @@ proptest! {
             Action::Mark,
             Action::Purge { purged, state_index: 3, state },
             Action::LogStart(Offset(9)),
+            Action::Install(Bytes::from(vec![1; 3000])),
         ]);
     }
 

@@ -1,7 +1,13 @@
 //! A checkpoint says all it was given, and damage to it is noticed.
 
+use bytes::Bytes;
+use chronik_types::id::RaftGroupId;
+use chronik_types::offset::Offset;
+
 use super::*;
-use crate::segment::SegmentId;
+use crate::entry::{Purged, TermStart};
+use crate::partition_log::state::ReplicaState;
+use crate::segment::{Segment, SegmentId};
 
 fn checkpoint() -> Checkpoint {
     let id = SegmentId {

@@ -1,0 +1,319 @@
+//! Taking in: receives segment files beside a log's own, checks them, and makes them its content.
+//!
+//! Invariant: the log changes by one record of the WAL, written after all files are fsynced. A crash
+//! before it leaves files that no log refers to, which the next start removes.
+
+use std::io::{self, IoSlice};
+use std::ops::ControlFlow;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+
+use super::manifest::{LogManifest, ManifestSegment, SegmentFile};
+use crate::checkpoint::GroupCheckpoint;
+use crate::entry::Purged;
+use crate::error::StorageError;
+use crate::partition_log::Log;
+use crate::partition_log::state::ReplicaState;
+use crate::segment::indexer::Indexer;
+use crate::segment::lookup::SegmentView;
+use crate::segment::{FileKind, Segment, SegmentId, dir_of};
+use crate::storage::Storage;
+use crate::sync::lock;
+use chronik_types::id::RaftGroupId;
+
+/// Most bytes of a replica's state that an install takes.
+const STATE_MAX_BYTES: usize = 256 << 20;
+
+/// Segment files on their way into a log. Nothing of the log changes before `commit`.
+pub struct Installer {
+    log: Arc<Log>,
+    manifest: LogManifest,
+    generation: u32,
+    parts: Vec<Mutex<Part>>,
+    is_committed: bool,
+}
+
+/// One segment that is received.
+#[derive(Default)]
+struct Part {
+    log_bytes: u64,
+    sidecar_bytes: u64,
+    /// Set when all of it was checked and fsynced.
+    checked: Option<Segment>,
+}
+
+/// What the flusher needs to replace a log's content. All files are on disk.
+pub struct InstallRequest {
+    pub log: Arc<Log>,
+    pub content: GroupCheckpoint,
+}
+
+impl Storage {
+    /// Starts to replace the content of the group's log, or to make one. Several at a time for one
+    /// group do not disturb each other; the last one that is committed stays. Waits for the disk.
+    pub fn install(
+        &self,
+        group: RaftGroupId,
+        manifest: LogManifest,
+    ) -> Result<Installer, StorageError> {
+        manifest.check()?;
+        let log = self.open_log(group)?.log;
+        log.core.announce_files()?;
+        let generation = {
+            let mut state = log.lock();
+            let generation = state.next_generation.max(1);
+            state.next_generation = generation.saturating_add(1);
+            generation
+        };
+        let dir = dir_of(log.core.files.partitions(), group);
+        let disk = log.core.files.disk();
+        disk.create_dir_all(&dir)
+            .map_err(|e| StorageError::io("cannot make", &dir, e))?;
+        let parts = manifest.segments.iter().map(|_| Mutex::default()).collect();
+        Ok(Installer {
+            log,
+            manifest,
+            generation,
+            parts,
+            is_committed: false,
+        })
+    }
+}
+
+impl Installer {
+    pub fn manifest(&self) -> &LogManifest {
+        &self.manifest
+    }
+
+    /// Writes a piece of a segment's file. Pieces may come in any order and more than once, those of
+    /// several segments at the same time.
+    pub fn write(
+        &self,
+        segment: usize,
+        file: SegmentFile,
+        position: u64,
+        bytes: &[u8],
+    ) -> Result<(), StorageError> {
+        let (described, part) = self.part(segment)?;
+        let end = position.checked_add(bytes.len() as u64);
+        let Some(end) = end.filter(|end| *end <= described.file_bytes(file)) else {
+            return Err(invalid("a piece lies beyond the end of its file"));
+        };
+        self.log.core.poison.check()?;
+        let mut part = lock(part);
+        self.log.check_usable(&self.log.lock())?;
+        part.checked = None;
+        self.write_at(self.id(described), file.kind(), position, bytes)?;
+        let received = match file {
+            SegmentFile::Log => &mut part.log_bytes,
+            SegmentFile::Sidecar => &mut part.sidecar_bytes,
+        };
+        if position <= *received {
+            *received = end.max(*received);
+        }
+        Ok(())
+    }
+
+    /// Bytes of a file that have come, counted from its start up to the first gap.
+    pub fn received(&self, segment: usize, file: SegmentFile) -> u64 {
+        let Some(part) = self.parts.get(segment) else {
+            return 0;
+        };
+        let part = lock(part);
+        match file {
+            SegmentFile::Log => part.log_bytes,
+            SegmentFile::Sidecar => part.sidecar_bytes,
+        }
+    }
+
+    /// Reads a segment back, checks every byte of it, makes its indexes, and fsyncs. If it is found
+    /// to be damaged, it must be received once more. Waits for the disk.
+    pub fn check_segment(&self, segment: usize) -> Result<(), StorageError> {
+        let (described, part) = self.part(segment)?;
+        self.log.core.poison.check()?;
+        let mut part = lock(part);
+        if part.checked.is_some() {
+            return Ok(());
+        }
+        if (part.log_bytes, part.sidecar_bytes) != (described.log_bytes, described.sidecar_bytes) {
+            return Err(invalid("a segment is not complete"));
+        }
+        match self.check(described) {
+            Ok(segment) => {
+                part.checked = Some(segment);
+                Ok(())
+            }
+            Err(error) => {
+                // A deleted log has no files to check.
+                self.log.check_usable(&self.log.lock())?;
+                if matches!(error, StorageError::Corrupt { .. }) {
+                    (part.log_bytes, part.sidecar_bytes) = (0, 0);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes what was received the log's content, with the replica's state as of the last entry.
+    /// Durable when it returns. Waits for the disk.
+    pub fn commit(mut self, replica_state: Bytes) -> Result<(), StorageError> {
+        if replica_state.len() > STATE_MAX_BYTES {
+            return Err(StorageError::TooLarge {
+                what: "replica state",
+                size_bytes: replica_state.len(),
+                max_bytes: STATE_MAX_BYTES,
+            });
+        }
+        (0..self.parts.len()).try_for_each(|segment| self.check_segment(segment))?;
+        let files = &self.log.core.files;
+        let dir = dir_of(files.partitions(), self.log.group);
+        for dir in [&dir, files.partitions()] {
+            let synced = files.disk().sync_dir(dir);
+            synced.map_err(|e| StorageError::io("cannot sync", dir, e))?;
+        }
+        let content = self.content(replica_state);
+        let log = self.log.clone();
+        // What the record says is true from now on, whether its answer comes or not: a start will
+        // find out, and must not miss the files.
+        self.is_committed = true;
+        let request = InstallRequest {
+            log: log.clone(),
+            content,
+        };
+        let installed = log.core.signals.install(request);
+        if let Err(StorageError::Deleted(_)) = installed {
+            self.is_committed = false;
+        }
+        installed
+    }
+
+    fn content(&self, replica_state: Bytes) -> GroupCheckpoint {
+        let parts = self.parts.iter().filter_map(|part| lock(part).checked);
+        // One without records says nothing that is not said elsewhere, and has no files.
+        let segments: Vec<Segment> = parts.filter(|s| s.base_offset < s.next_offset).collect();
+        let manifest = &self.manifest;
+        let next_index = manifest.last_index + 1;
+        GroupCheckpoint {
+            group: self.log.group,
+            first_index: segments.first().map_or(next_index, |s| s.first_index),
+            flushed_next: next_index,
+            flushed_offset: manifest.next_offset,
+            purged: Some(Purged {
+                index: manifest.last_index,
+                term: manifest.last_term,
+                next_offset: manifest.next_offset,
+            }),
+            log_start: manifest.log_start_offset,
+            cleaned_offset: manifest.cleaned_offset,
+            generation: self.generation,
+            committed_next: next_index,
+            replay_from_record: 0,
+            segments,
+            term_starts: manifest.term_starts.clone(),
+            vote: None,
+            replica_state: Some(ReplicaState {
+                index: manifest.last_index,
+                state: replica_state,
+            }),
+        }
+    }
+
+    fn part(&self, segment: usize) -> Result<(&ManifestSegment, &Mutex<Part>), StorageError> {
+        let described = self.manifest.segments.get(segment);
+        let found = described.zip(self.parts.get(segment));
+        found.ok_or_else(|| invalid("the manifest has no such segment"))
+    }
+
+    fn id(&self, described: &ManifestSegment) -> SegmentId {
+        SegmentId {
+            base_offset: described.base_offset,
+            generation: self.generation,
+        }
+    }
+
+    fn write_at(
+        &self,
+        id: SegmentId,
+        kind: FileKind,
+        position: u64,
+        bytes: &[u8],
+    ) -> Result<(), StorageError> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let files = &self.log.core.files;
+        let file = files.open(self.log.group, id, kind, true);
+        let written = file.and_then(|file| file.write_at(&[IoSlice::new(bytes)], position));
+        written.map_err(|e| {
+            let path = files.path(self.log.group, id, kind);
+            StorageError::io("cannot write", &path, e)
+        })
+    }
+
+    fn check(&self, described: &ManifestSegment) -> Result<Segment, StorageError> {
+        let files = &self.log.core.files;
+        let mut segment = described.to_segment(self.generation);
+        let view = SegmentView {
+            files,
+            group: self.log.group,
+            segment,
+        };
+        let mut indexer = Indexer::default();
+        let mut wrong_term = None;
+        let mut visit = |slot: &crate::segment::sidecar::Slot, header: &_, position| {
+            indexer.add(&mut segment, header, position);
+            if !self.is_in_term(slot.index, i64::from(slot.leader_epoch.0)) {
+                wrong_term.get_or_insert(position);
+            }
+        };
+        // The caller goes as fast as it likes.
+        let _ = view.verify(&mut visit, &mut |_| ControlFlow::Continue(()))?;
+        if let Some(position) = wrong_term {
+            return Err(view.corrupt(FileKind::Log, position, "the batch is of another term"));
+        }
+        let indexes = [
+            (FileKind::OffsetIndex, &indexer.offset_index),
+            (FileKind::TimeIndex, &indexer.time_index),
+        ];
+        for (kind, bytes) in indexes {
+            self.write_at(segment.id(), kind, 0, bytes)?;
+        }
+        self.sync(&segment)
+            .map_err(|e| StorageError::io("cannot sync", &view.path(FileKind::Log), e))?;
+        Ok(segment)
+    }
+
+    fn sync(&self, segment: &Segment) -> io::Result<()> {
+        let kinds = FileKind::ALL.into_iter();
+        for kind in kinds.filter(|kind| segment.file_bytes(*kind) > 0) {
+            let files = &self.log.core.files;
+            let file = files.open(self.log.group, segment.id(), kind, false)?;
+            file.sync_data()?;
+        }
+        Ok(())
+    }
+
+    /// Whether the manifest has this entry in the term that its batches say.
+    fn is_in_term(&self, index: u64, leader_epoch: i64) -> bool {
+        let starts = &self.manifest.term_starts;
+        let after = starts.partition_point(|start| start.first_index <= index);
+        let start = after.checked_sub(1).and_then(|at| starts.get(at));
+        start.is_some_and(|start| i64::try_from(start.term) == Ok(leader_epoch))
+    }
+}
+
+impl Drop for Installer {
+    fn drop(&mut self) {
+        if !self.is_committed {
+            for described in &self.manifest.segments {
+                let id = self.id(described);
+                self.log.core.files.remove(self.log.group, id);
+            }
+        }
+    }
+}
+
+fn invalid(why: &'static str) -> StorageError {
+    StorageError::InvalidManifest { why: why.into() }
+}
