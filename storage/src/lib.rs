@@ -11,6 +11,7 @@ mod entry;
 mod partition_log;
 
 mod core;
+mod driver;
 mod flusher;
 mod recovery;
 
@@ -27,6 +28,7 @@ mod poison;
 mod sync;
 
 pub use disk::{Disk, RealDisk};
+pub use driver::Driver;
 pub use entry::{LogEntry, OnDurable, Payload, Purged, TermStart};
 pub use error::{OpenError, StorageError};
 pub use partition_log::{PartitionLog, SegmentInfo, SegmentState};

@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use crate::core::{Core, Evictable, Logs};
 use crate::disk::{Disk, LockGuard};
+use crate::driver::Driver;
 use crate::error::{OpenError, StorageError};
 use crate::flusher::{Flusher, Signals};
 use crate::memory::{Memory, size_of};
@@ -99,6 +100,83 @@ struct Owner {
 impl Storage {
     /// Opens or creates the storage in `config.dir`, and recovers all logs.
     pub fn open(config: StorageConfig, disk: Arc<dyn Disk>) -> Result<Storage, OpenError> {
+        let (owner, writer, flusher) = Owner::open(config, disk)?;
+        owner.start("wal", move || writer.run())?;
+        owner.start("flusher", move || flusher.run())?;
+        Ok(Storage {
+            owner: Arc::new(owner),
+        })
+    }
+
+    /// As `open`, but without threads: their work is done by the driver, step by step, as a
+    /// simulation wants it. Nothing becomes durable otherwise. `close` and `delete_log` would wait
+    /// for ever; the driver has its own.
+    pub fn open_driven(
+        config: StorageConfig,
+        disk: Arc<dyn Disk>,
+    ) -> Result<(Storage, Driver), OpenError> {
+        let (owner, writer, flusher) = Owner::open(config, disk)?;
+        let storage = Storage {
+            owner: Arc::new(owner),
+        };
+        Ok((storage, Driver::new(writer, flusher)))
+    }
+
+    /// Made when the folder was first used.
+    pub fn storage_id(&self) -> Uuid {
+        self.owner.storage_id
+    }
+
+    /// The logs that exist.
+    pub fn group_ids(&self) -> Vec<RaftGroupId> {
+        self.owner.logs.group_ids()
+    }
+
+    /// The group's log, made if new; the same one for every caller.
+    pub fn open_log(&self, group: RaftGroupId) -> Result<PartitionLog, StorageError> {
+        self.owner.core.poison.check()?;
+        let log = self.owner.logs.get_or_make(group, &self.owner.core);
+        if log.lock().is_deleted {
+            return Err(StorageError::Deleted(group));
+        }
+        Ok(PartitionLog::new(log))
+    }
+
+    /// Deletes the log; it stays deleted after a restart. Blocks on the disk. A log that is opened
+    /// for the same group later is a new one.
+    pub fn delete_log(&self, group: RaftGroupId) -> Result<(), StorageError> {
+        self.owner.core.poison.check()?;
+        self.owner.core.signals.delete(group)
+    }
+
+    /// Resolves when a write or fsync has failed: the process must stop.
+    pub fn failed(&self) -> Failed {
+        Failed {
+            poison: self.owner.core.poison.clone(),
+        }
+    }
+
+    /// Bytes of entries in memory, those that are in segments too included.
+    pub fn memory_bytes(&self) -> usize {
+        self.owner.core.memory.total()
+    }
+
+    /// Flushes everything and ends the threads; a restart then replays next to nothing. Blocks on
+    /// the disk. Later calls fail with `Closed`.
+    pub fn close(&self) -> Result<(), StorageError> {
+        self.owner.core.wal.close();
+        let result = self.owner.core.signals.close();
+        self.owner.stop();
+        result
+    }
+}
+
+impl Owner {
+    /// Opens the storage; nothing runs yet.
+    fn open(
+        config: StorageConfig,
+        disk: Arc<dyn Disk>,
+    ) -> Result<(Owner, WalWriter, Flusher), OpenError> {
         config.validate()?;
         let dir = config.dir.clone();
         let (wal_dir, partitions) = (dir.join("wal"), dir.join("partitions"));
@@ -153,6 +231,7 @@ impl Storage {
             dir: config.dir.clone(),
             storage_id,
             wal_files_max: config.wal_files_max,
+            driven_wal: None,
             relocated_bytes: 0,
         };
         let owner = Owner {
@@ -162,63 +241,9 @@ impl Storage {
             threads: Mutex::default(),
             lock: Mutex::new(Some(guard)),
         };
-        owner.start("wal", move || writer.run())?;
-        owner.start("flusher", move || flusher.run())?;
-        Ok(Storage {
-            owner: Arc::new(owner),
-        })
+        Ok((owner, writer, flusher))
     }
 
-    /// Made when the folder was first used.
-    pub fn storage_id(&self) -> Uuid {
-        self.owner.storage_id
-    }
-
-    /// The logs that exist.
-    pub fn group_ids(&self) -> Vec<RaftGroupId> {
-        self.owner.logs.group_ids()
-    }
-
-    /// The group's log, made if new; the same one for every caller.
-    pub fn open_log(&self, group: RaftGroupId) -> Result<PartitionLog, StorageError> {
-        self.owner.core.poison.check()?;
-        let log = self.owner.logs.get_or_make(group, &self.owner.core);
-        if log.lock().is_deleted {
-            return Err(StorageError::Deleted(group));
-        }
-        Ok(PartitionLog::new(log))
-    }
-
-    /// Deletes the log; it stays deleted after a restart. Blocks on the disk. A log that is opened
-    /// for the same group later is a new one.
-    pub fn delete_log(&self, group: RaftGroupId) -> Result<(), StorageError> {
-        self.owner.core.poison.check()?;
-        self.owner.core.signals.delete(group)
-    }
-
-    /// Resolves when a write or fsync has failed: the process must stop.
-    pub fn failed(&self) -> Failed {
-        Failed {
-            poison: self.owner.core.poison.clone(),
-        }
-    }
-
-    /// Bytes of entries in memory, those that are in segments too included.
-    pub fn memory_bytes(&self) -> usize {
-        self.owner.core.memory.total()
-    }
-
-    /// Flushes everything and ends the threads; a restart then replays next to nothing. Blocks on
-    /// the disk. Later calls fail with `Closed`.
-    pub fn close(&self) -> Result<(), StorageError> {
-        self.owner.core.wal.close();
-        let result = self.owner.core.signals.close();
-        self.owner.stop();
-        result
-    }
-}
-
-impl Owner {
     fn start(
         &self,
         name: &'static str,

@@ -112,6 +112,10 @@ impl Flusher {
     /// Fsyncs all that was flushed. Sealed segments are synced with their indexes; those of an active
     /// one may be lost, since lookups can do without.
     pub(super) fn sync_all(&self, with_indexes: bool) -> Result<(), StorageError> {
+        let threads_max = match self.driven_wal {
+            Some(_) => 1,
+            None => SYNC_THREADS_MAX,
+        };
         let mut dirty = Vec::new();
         let mut files = Vec::new();
         let mut dirs = Vec::new();
@@ -140,14 +144,14 @@ impl Flusher {
         if !dirs.is_empty() {
             dirs.push(self.core.files.partitions().clone());
         }
-        in_parallel(&files, &|(group, id, kind)| {
+        in_parallel(threads_max, &files, &|(group, id, kind)| {
             let file = self.core.files.open(*group, *id, *kind, false);
             file.and_then(|file| file.sync_data()).map_err(|e| {
                 let path = self.core.files.path(*group, *id, *kind);
                 StorageError::io("cannot sync", &path, e)
             })
         })?;
-        in_parallel(&dirs, &|dir| {
+        in_parallel(threads_max, &dirs, &|dir| {
             self.disk
                 .sync_dir(dir)
                 .map_err(|e| StorageError::io("cannot sync", dir, e))
@@ -205,10 +209,11 @@ fn entries_from(log: &Log, next: u64) -> Vec<LogEntry> {
 
 /// Fsyncs wait for the disk, and many that wait together cost little more than one.
 fn in_parallel<T: Sync>(
+    threads_max: usize,
     items: &[T],
     run: &(dyn Fn(&T) -> Result<(), StorageError> + Sync),
 ) -> Result<(), StorageError> {
-    let threads = items.len().div_ceil(SYNCS_PER_THREAD).min(SYNC_THREADS_MAX);
+    let threads = items.len().div_ceil(SYNCS_PER_THREAD).min(threads_max);
     if threads <= 1 {
         return items.iter().try_for_each(run);
     }

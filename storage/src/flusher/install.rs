@@ -9,7 +9,6 @@
 //! ```
 
 use super::Flusher;
-use super::recycle::wait_for;
 use crate::error::StorageError;
 use crate::memory::size_of;
 use crate::partition_log::state::LogState;
@@ -35,7 +34,7 @@ impl Flusher {
             // The record is queued under the lock: appends to the new log come after it.
             (self.push(Record::install(log.group, &body), false), old)
         };
-        let written = wait_for(answer)?;
+        let written = self.wait_for(answer)?;
         let gone: Vec<SegmentId> = {
             let mut state = log.lock();
             // It need not be replayed on top of a checkpoint that has more than it says.

@@ -26,6 +26,7 @@ use crate::partition_log::Log;
 use crate::sync::{lock, wait};
 use crate::transfer::InstallRequest;
 use crate::wal::WalFiles;
+use crate::wal::writer::WalWriter;
 
 type Reply = SyncSender<Result<(), StorageError>>;
 
@@ -63,6 +64,43 @@ enum Work {
     PrepareSpare,
     Close(Reply),
     Stop,
+}
+
+impl Pending {
+    /// What is to be done first.
+    fn take(&mut self) -> Option<Work> {
+        if self.stop {
+            return Some(Work::Stop);
+        }
+        if let Some((group, reply)) = self.to_delete.pop_front() {
+            return Some(Work::Delete(group, reply));
+        }
+        if let Some(log) = self.to_trim.pop_front() {
+            return Some(Work::Trim(log));
+        }
+        if std::mem::take(&mut self.recycle_wal) {
+            return Some(Work::RecycleWal);
+        }
+        if std::mem::take(&mut self.free_memory) {
+            return Some(Work::FreeMemory);
+        }
+        if let Some((request, reply)) = self.to_install.pop_front() {
+            return Some(Work::Install(Box::new(request), reply));
+        }
+        if let Some((log, reply)) = self.to_flush_now.pop_front() {
+            return Some(Work::FlushNow(log, reply));
+        }
+        if let Some((log, reply)) = self.to_roll.pop_front() {
+            return Some(Work::Roll(log, reply));
+        }
+        if let Some(log) = self.to_flush.pop_front() {
+            return Some(Work::Flush(log));
+        }
+        if std::mem::take(&mut self.prepare_spare) {
+            return Some(Work::PrepareSpare);
+        }
+        self.close.take().map(Work::Close)
+    }
 }
 
 impl Signals {
@@ -149,38 +187,8 @@ impl Signals {
     fn next(&self) -> Work {
         let mut pending = lock(&self.inner);
         loop {
-            if pending.stop {
-                return Work::Stop;
-            }
-            if let Some((group, reply)) = pending.to_delete.pop_front() {
-                return Work::Delete(group, reply);
-            }
-            if let Some(log) = pending.to_trim.pop_front() {
-                return Work::Trim(log);
-            }
-            if std::mem::take(&mut pending.recycle_wal) {
-                return Work::RecycleWal;
-            }
-            if std::mem::take(&mut pending.free_memory) {
-                return Work::FreeMemory;
-            }
-            if let Some((request, reply)) = pending.to_install.pop_front() {
-                return Work::Install(Box::new(request), reply);
-            }
-            if let Some((log, reply)) = pending.to_flush_now.pop_front() {
-                return Work::FlushNow(log, reply);
-            }
-            if let Some((log, reply)) = pending.to_roll.pop_front() {
-                return Work::Roll(log, reply);
-            }
-            if let Some(log) = pending.to_flush.pop_front() {
-                return Work::Flush(log);
-            }
-            if std::mem::take(&mut pending.prepare_spare) {
-                return Work::PrepareSpare;
-            }
-            if let Some(reply) = pending.close.take() {
-                return Work::Close(reply);
+            if let Some(work) = pending.take() {
+                return work;
             }
             pending = wait(&self.changed, pending);
         }
@@ -198,7 +206,7 @@ impl Signals {
 }
 
 /// Lets go of all that waits when the flusher ends, also by a panic, so that nobody waits for it.
-struct Clear(Arc<Core>);
+pub struct Clear(pub Arc<Core>);
 
 impl Drop for Clear {
     fn drop(&mut self) {
@@ -216,6 +224,9 @@ pub struct Flusher {
     pub dir: PathBuf,
     pub storage_id: Uuid,
     pub wal_files_max: usize,
+    /// The WAL's writer, if it has no thread of its own: the flusher then runs it itself whenever it
+    /// waits for the WAL, and does all its work alone.
+    pub driven_wal: Option<Arc<Mutex<WalWriter>>>,
     /// Bytes that the last recycling had to write again; with many of them it pays less often.
     pub relocated_bytes: usize,
 }
@@ -229,27 +240,43 @@ impl Flusher {
             if let Work::Stop = work {
                 return;
             }
-            let (result, reply) = match work {
-                Work::Delete(group, reply) => (self.delete(group), Some(reply)),
-                Work::Close(reply) => (self.close(), Some(reply)),
-                Work::Trim(log) => (self.trim(&log), None),
-                Work::Roll(log, reply) => (self.roll(&log), Some(reply)),
-                Work::FlushNow(log, reply) => (self.flush(&log), Some(reply)),
-                Work::Install(request, reply) => (self.install(*request), Some(reply)),
-                Work::RecycleWal => (self.recycle_if_due(), None),
-                Work::FreeMemory => (self.free_memory(), None),
-                Work::Flush(log) => (self.flush_due(&log), None),
-                Work::PrepareSpare => (self.prepare_spare(), None),
-                Work::Stop => (Ok(()), None),
-            };
-            let result = result.map_err(|error| match error {
-                StorageError::Poisoned { .. } | StorageError::Closed => error,
-                other => self.core.poison.set(&other.to_string()),
-            });
-            if let Some(reply) = reply {
-                // The asker waits; if it is gone nobody wants the answer.
-                let _ = reply.send(result);
+            self.work(work);
+        }
+    }
+
+    /// One round of `run` without waiting. False: there was nothing to do.
+    pub fn step(&mut self) -> bool {
+        let work = lock(&self.core.signals.inner).take();
+        match work {
+            None | Some(Work::Stop) => false,
+            Some(work) => {
+                self.work(work);
+                true
             }
+        }
+    }
+
+    fn work(&mut self, work: Work) {
+        let (result, reply) = match work {
+            Work::Delete(group, reply) => (self.delete(group), Some(reply)),
+            Work::Close(reply) => (self.close(), Some(reply)),
+            Work::Trim(log) => (self.trim(&log), None),
+            Work::Roll(log, reply) => (self.roll(&log), Some(reply)),
+            Work::FlushNow(log, reply) => (self.flush(&log), Some(reply)),
+            Work::Install(request, reply) => (self.install(*request), Some(reply)),
+            Work::RecycleWal => (self.recycle_if_due(), None),
+            Work::FreeMemory => (self.free_memory(), None),
+            Work::Flush(log) => (self.flush_due(&log), None),
+            Work::PrepareSpare => (self.prepare_spare(), None),
+            Work::Stop => (Ok(()), None),
+        };
+        let result = result.map_err(|error| match error {
+            StorageError::Poisoned { .. } | StorageError::Closed => error,
+            other => self.core.poison.set(&other.to_string()),
+        });
+        if let Some(reply) = reply {
+            // The asker waits; if it is gone nobody wants the answer.
+            let _ = reply.send(result);
         }
     }
 

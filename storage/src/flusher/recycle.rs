@@ -24,6 +24,7 @@ use crate::error::StorageError;
 use crate::memory::size_of;
 use crate::partition_log::Log;
 use crate::segment::dir_of;
+use crate::sync::lock;
 use crate::wal::queue::Item;
 use crate::wal::recovery::WalStart;
 use crate::wal::{Done, Record, WalFile, Written};
@@ -62,10 +63,10 @@ impl Flusher {
     }
 
     /// Flushes all, and leaves a WAL with next to nothing in it.
-    pub(super) fn close(&mut self) -> Result<(), StorageError> {
+    pub fn close(&mut self) -> Result<(), StorageError> {
         self.core.poison.check()?;
         let mark = self.push(Record::mark(), true);
-        let sequence = wait_for(mark)?.file_sequence;
+        let sequence = self.wait_for(mark)?.file_sequence;
         let live = self.wal_files.live();
         let first_kept = live.into_iter().find(|file| file.sequence == sequence);
         let first_kept = first_kept.expect("the mark's file is in use until it is recycled");
@@ -107,7 +108,7 @@ impl Flusher {
         for Relocated { log, answers } in relocated {
             let written: Vec<Written> = answers
                 .into_iter()
-                .map(wait_for)
+                .map(|answer| self.wait_for(answer))
                 .collect::<Result<_, _>>()?;
             if let Some(first) = written.first() {
                 log.lock()
@@ -175,6 +176,13 @@ impl Flusher {
         receiver
     }
 
+    pub(super) fn wait_for(&self, answer: Answer) -> Result<Written, StorageError> {
+        if let Some(wal) = &self.driven_wal {
+            while lock(wal).step() {}
+        }
+        answer.recv().unwrap_or(Err(StorageError::Closed))
+    }
+
     fn write_checkpoint(&self, first_kept: WalFile, is_close: bool) -> Result<(), StorageError> {
         let (confirmed_frame, next_record) = self.wal_files.confirmed();
         let mut groups = Vec::new();
@@ -201,7 +209,7 @@ impl Flusher {
     }
 
     /// Deletes a log: durable in the WAL first, then its files go.
-    pub(super) fn delete(&mut self, group: RaftGroupId) -> Result<(), StorageError> {
+    pub fn delete(&mut self, group: RaftGroupId) -> Result<(), StorageError> {
         self.core.poison.check()?;
         let Some(log) = self.logs.get(group) else {
             return Ok(());
@@ -212,7 +220,7 @@ impl Flusher {
             self.release_memory(&mut state);
             self.push(Record::delete(group), false)
         };
-        let written = wait_for(answer)?;
+        let written = self.wait_for(answer)?;
         self.core.files.forget(group);
         remove_files(&*self.disk, self.core.files.partitions(), group)
             .map_err(|e| StorageError::io("cannot delete", &self.dir, e))?;
@@ -236,8 +244,4 @@ pub fn remove_files(
         _ => {}
     }
     disk.sync_dir(partitions)
-}
-
-pub(super) fn wait_for(answer: Answer) -> Result<Written, StorageError> {
-    answer.recv().unwrap_or(Err(StorageError::Closed))
 }

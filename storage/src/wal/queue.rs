@@ -4,7 +4,7 @@
 //! while holding a lock that the WAL thread's callbacks need.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use super::record::Record;
 use crate::error::StorageError;
@@ -143,6 +143,19 @@ impl WalQueue {
             }
             state = wait(&self.work, state);
         }
+        self.pop_group(state, max_bytes)
+    }
+
+    /// As `take_group`, but gives nothing instead of waiting.
+    pub fn try_take_group(&self, max_bytes: usize) -> Vec<Item> {
+        self.pop_group(lock(&self.state), max_bytes)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        lock(&self.state).items.is_empty()
+    }
+
+    fn pop_group(&self, mut state: MutexGuard<'_, State>, max_bytes: usize) -> Vec<Item> {
         let mut group = Vec::new();
         let mut size = 0;
         while let Some(item) = state.items.front() {

@@ -36,7 +36,8 @@ pub struct WalWriter {
     on_new_file: Box<dyn Fn() + Send>,
 }
 
-struct Abandon(Arc<WalQueue>);
+/// Tells everybody, when it is dropped, that nothing will be written any more.
+pub struct Abandon(pub Arc<WalQueue>);
 
 impl Drop for Abandon {
     fn drop(&mut self) {
@@ -88,21 +89,36 @@ impl WalWriter {
             if group.is_empty() {
                 return;
             }
-            match self.poison.check().and_then(|()| self.write(&group)) {
-                Ok(mut written) => {
-                    for item in group {
-                        (item.done)(Ok(written));
-                        written.record_number += 1;
-                    }
+            self.commit(group);
+        }
+    }
+
+    /// One round of `run` without waiting. False: there was nothing to write.
+    pub fn step(&mut self) -> bool {
+        let group = self.queue.try_take_group(GROUP_BYTES_MAX);
+        let has_work = !group.is_empty();
+        if has_work {
+            self.commit(group);
+        }
+        has_work
+    }
+
+    /// Writes and syncs a group, and tells everybody what became of it.
+    fn commit(&mut self, group: Vec<Item>) {
+        match self.poison.check().and_then(|()| self.write(&group)) {
+            Ok(mut written) => {
+                for item in group {
+                    (item.done)(Ok(written));
+                    written.record_number += 1;
                 }
-                Err(error) => {
-                    let error = match error {
-                        StorageError::Poisoned { .. } => error,
-                        other => self.poison.set(&other.to_string()),
-                    };
-                    for item in group {
-                        (item.done)(Err(error.clone()));
-                    }
+            }
+            Err(error) => {
+                let error = match error {
+                    StorageError::Poisoned { .. } => error,
+                    other => self.poison.set(&other.to_string()),
+                };
+                for item in group {
+                    (item.done)(Err(error.clone()));
                 }
             }
         }
