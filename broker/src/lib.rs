@@ -7,6 +7,7 @@
 pub mod config;
 pub mod metrics;
 
+mod blocking;
 pub mod replica;
 pub mod replicas;
 

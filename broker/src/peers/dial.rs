@@ -3,25 +3,20 @@
 //! Invariant: the published state is `Up` only while frames arrive. A refused connection is told
 //! apart from all other failures, because only it proves that the peer's process is dead.
 
-use std::error::Error;
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use chronik_proto::v1::peers_client::PeersClient;
-use chronik_proto::{
-    HTTP2_CONNECTION_WINDOW, HTTP2_FRAME_SIZE, HTTP2_STREAM_WINDOW, MESSAGE_SIZE_MAX, v1,
-};
+use chronik_proto::v1;
 use chronik_types::id::BrokerId;
+use futures::StreamExt;
 use rand::Rng;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tonic::Streaming;
-use tonic::transport::Endpoint;
 use tracing::{debug, info};
 use uuid::Uuid;
 use v1::peer_message::Message;
 
+use super::connector::{ConnectError, Connector, Frames};
 use super::link::Link;
 use super::queue::FrameQueue;
 use super::state::LinkState;
@@ -65,16 +60,10 @@ pub struct Ends {
 /// Why an attempt to connect, or a connection, ended.
 #[derive(Debug, thiserror::Error)]
 enum DialError {
-    #[error("the address is not valid: {0}")]
-    Address(tonic::transport::Error),
-    #[error("connection refused")]
-    Refused,
-    #[error("cannot connect: {0}")]
-    Connect(String),
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
     #[error("no answer within {0:?}")]
     Timeout(Duration),
-    #[error("the stream failed: {}", .0.message())]
-    Stream(Box<tonic::Status>),
     #[error("the peer closed the stream")]
     Closed,
     #[error("the peer says it is broker {0}")]
@@ -88,6 +77,7 @@ enum DialError {
 /// Runs until `stop`.
 pub async fn dial(
     link: Arc<Link>,
+    connector: Arc<dyn Connector>,
     address: String,
     ends: Ends,
     timing: LinkTiming,
@@ -97,7 +87,7 @@ pub async fn dial(
         let mut wait = timing.redial_min;
         loop {
             let started = Instant::now();
-            let error = match connect(&address, ends, timing).await {
+            let error = match connect(&*connector, &address, ends, timing).await {
                 Ok(connection) => {
                     info!(peer = ends.to.0, address, "connected to a peer");
                     wait = timing.redial_min;
@@ -112,7 +102,7 @@ pub async fn dial(
                     error
                 }
                 Err(error) => {
-                    let refused = matches!(error, DialError::Refused);
+                    let refused = matches!(error, DialError::Connect(ConnectError::Refused));
                     link.set_state(if refused {
                         LinkState::Refused
                     } else {
@@ -137,26 +127,17 @@ pub async fn dial(
 
 struct Dialled {
     queue: Arc<FrameQueue>,
-    inbound: Streaming<v1::PeerFrame>,
+    inbound: Frames,
     incarnation: Uuid,
 }
 
-async fn connect(address: &str, ends: Ends, timing: LinkTiming) -> Result<Dialled, DialError> {
-    let endpoint = Endpoint::from_shared(format!("http://{address}"))
-        .map_err(DialError::Address)?
-        .connect_timeout(timing.connect_timeout)
-        .tcp_nodelay(true)
-        .initial_stream_window_size(HTTP2_STREAM_WINDOW)
-        .initial_connection_window_size(HTTP2_CONNECTION_WINDOW)
-        .max_frame_size(HTTP2_FRAME_SIZE);
+async fn connect(
+    connector: &dyn Connector,
+    address: &str,
+    ends: Ends,
+    timing: LinkTiming,
+) -> Result<Dialled, DialError> {
     let exchange = async {
-        let channel = endpoint
-            .connect()
-            .await
-            .map_err(|error| connect_error(&error))?;
-        let mut client = PeersClient::new(channel)
-            .max_decoding_message_size(MESSAGE_SIZE_MAX)
-            .max_encoding_message_size(MESSAGE_SIZE_MAX);
         let (queue, stream) = FrameQueue::new();
         let hello = v1::PeerHello {
             broker_id: ends.from.0,
@@ -166,10 +147,7 @@ async fn connect(address: &str, ends: Ends, timing: LinkTiming) -> Result<Dialle
         queue
             .push_control(Message::Hello(hello))
             .map_err(|_| DialError::Closed)?;
-        let response = client.exchange(stream).await;
-        let mut inbound = response
-            .map_err(|status| DialError::Stream(Box::new(status)))?
-            .into_inner();
+        let mut inbound = connector.connect(address, timing, stream).await?;
         let frame = next_frame(&mut inbound).await?;
         let incarnation = check_hello(&frame, ends)?;
         Ok(Dialled {
@@ -185,27 +163,11 @@ async fn connect(address: &str, ends: Ends, timing: LinkTiming) -> Result<Dialle
         .unwrap_or(Err(DialError::Timeout(limit)))
 }
 
-/// Finds the system's own error in what the transport reports.
-fn connect_error(error: &tonic::transport::Error) -> DialError {
-    let mut source: Option<&dyn Error> = error.source();
-    let mut message = error.to_string();
-    while let Some(cause) = source {
-        message = format!("{message}: {cause}");
-        if let Some(io) = cause.downcast_ref::<io::Error>()
-            && io.kind() == io::ErrorKind::ConnectionRefused
-        {
-            return DialError::Refused;
-        }
-        source = cause.source();
-    }
-    DialError::Connect(message)
-}
-
-async fn next_frame(inbound: &mut Streaming<v1::PeerFrame>) -> Result<v1::PeerFrame, DialError> {
-    match inbound.message().await {
-        Ok(Some(frame)) => Ok(frame),
-        Ok(None) => Err(DialError::Closed),
-        Err(status) => Err(DialError::Stream(Box::new(status))),
+async fn next_frame(inbound: &mut Frames) -> Result<v1::PeerFrame, DialError> {
+    match inbound.next().await {
+        Some(Ok(frame)) => Ok(frame),
+        Some(Err(status)) => Err(ConnectError::Stream(Box::new(status)).into()),
+        None => Err(DialError::Closed),
     }
 }
 

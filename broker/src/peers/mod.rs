@@ -6,6 +6,7 @@
 
 pub mod campaign;
 mod codec;
+mod connector;
 mod dial;
 mod endpoint;
 mod heard;
@@ -31,11 +32,13 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 pub use codec::Route;
+pub use connector::{ConnectError, Connector, Frames, GrpcConnector};
 pub use dial::LinkTiming;
 pub use endpoint::{RaftEndpoint, RaftGroups, Stopped};
 pub use heard::{Heard, HeardLeader};
 pub use link::{Link, LinkError};
 pub use network::{GroupNetwork, ReplicaClient};
+pub use queue::FrameStream;
 pub use server::PeersService;
 pub use state::{LinkState, LinkStatus, LinkTable};
 
@@ -54,6 +57,7 @@ pub struct PeersOptions {
 
 struct Inner {
     options: PeersOptions,
+    connector: Arc<dyn Connector>,
     links: Mutex<HashMap<BrokerId, PeerLink>>,
     table: watch::Sender<LinkTable>,
     heard: Heard,
@@ -77,9 +81,18 @@ impl Peers {
     /// The transport, and the groups whose replica here should campaign at once because a
     /// candidate with a shorter log tried to take over.
     pub fn new(options: PeersOptions) -> (Peers, mpsc::Receiver<RaftGroupId>) {
+        Peers::with_connector(options, Arc::new(GrpcConnector))
+    }
+
+    /// As `new`, over connections of another kind. `accept` is their other end.
+    pub fn with_connector(
+        options: PeersOptions,
+        connector: Arc<dyn Connector>,
+    ) -> (Peers, mpsc::Receiver<RaftGroupId>) {
         let (nudges, nudged) = mpsc::channel(NUDGES_MAX);
         let inner = Inner {
             options,
+            connector,
             links: Mutex::default(),
             table: watch::Sender::new(LinkTable::default()),
             heard: Heard::default(),
@@ -101,6 +114,12 @@ impl Peers {
         })
         .max_decoding_message_size(MESSAGE_SIZE_MAX)
         .max_encoding_message_size(MESSAGE_SIZE_MAX)
+    }
+
+    /// Serves a connection that a peer has made, until it ends: `inbound` is what the peer sends,
+    /// the result is what goes back to it.
+    pub fn accept(&self, inbound: Frames) -> FrameStream {
+        server::accept(self, inbound)
     }
 
     /// The network of one replica that runs here.
@@ -136,7 +155,8 @@ impl Peers {
                     to: *broker,
                 };
                 let timing = self.inner.options.timing;
-                let dial = dial::dial(peer.link.clone(), address.clone(), ends, timing, stop);
+                let (link, connector) = (peer.link.clone(), self.inner.connector.clone());
+                let dial = dial::dial(link, connector, address.clone(), ends, timing, stop);
                 self.inner.tasks.spawn(dial);
             }
         }

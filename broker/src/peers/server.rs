@@ -27,8 +27,9 @@ use v1::peer_request::Request as RaftRequest;
 
 use super::Peers;
 use super::codec::{self, InvalidPeerMessage, Route};
+use super::connector::Frames;
 use super::endpoint::{RaftEndpoint, Stopped};
-use super::queue::FrameQueue;
+use super::queue::{FrameQueue, FrameStream};
 use crate::replica::raft_config::TypeConfig;
 
 /// Appends of one session that its replica has not taken yet; more than any sender's window.
@@ -53,24 +54,29 @@ impl PeersApi for PeersService {
         &self,
         request: Request<Streaming<v1::PeerFrame>>,
     ) -> Result<Response<Self::ExchangeStream>, Status> {
-        let (queue, stream) = FrameQueue::new();
-        let peers = self.peers.clone();
-        let inbound = request.into_inner();
-        let serve = async move {
-            let stop = peers.stop_token().clone();
-            tokio::select! {
-                () = stop.cancelled() => {}
-                () = serve(peers, inbound, queue.clone()) => {}
-            }
-            queue.close();
-        };
-        self.peers.tasks().spawn(serve);
-        Ok(Response::new(Box::pin(stream.map(Ok))))
+        let outbound = accept(&self.peers, request.into_inner().boxed());
+        Ok(Response::new(outbound.map(Ok).boxed()))
     }
 }
 
+/// Serves one connection in a task of its own.
+pub(super) fn accept(peers: &Peers, inbound: Frames) -> FrameStream {
+    let (queue, stream) = FrameQueue::new();
+    let this = peers.clone();
+    peers.tasks().spawn(async move {
+        let stop = this.stop_token().clone();
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => {}
+            () = serve(this, inbound, queue.clone()) => {}
+        }
+        queue.close();
+    });
+    stream
+}
+
 /// Serves one peer's stream until it ends.
-async fn serve(peers: Peers, mut inbound: Streaming<v1::PeerFrame>, queue: Arc<FrameQueue>) {
+async fn serve(peers: Peers, mut inbound: Frames, queue: Arc<FrameQueue>) {
     let mut inbound_peer: Option<InboundPeer> = None;
     let mut requests: FuturesUnordered<BoxFuture<'static, v1::PeerAnswer>> =
         FuturesUnordered::new();
@@ -82,11 +88,11 @@ async fn serve(peers: Peers, mut inbound: Streaming<v1::PeerFrame>, queue: Arc<F
                     return;
                 }
             }
-            frame = inbound.message(), if requests.len() < REQUESTS_MAX => {
+            frame = inbound.next(), if requests.len() < REQUESTS_MAX => {
                 let frame = match frame {
-                    Ok(Some(frame)) => frame,
-                    Ok(None) => return,
-                    Err(status) => {
+                    Some(Ok(frame)) => frame,
+                    None => return,
+                    Some(Err(status)) => {
                         debug!(error = status.message(), "a peer's stream ended");
                         return;
                     }

@@ -27,6 +27,7 @@ use super::codec;
 use super::in_flight::Pending;
 use super::raft_config::{Batches, Entry, LogId, REPLICATION_READ_SIZE_MAX, TypeConfig, Vote};
 use super::traces::Traces;
+use crate::blocking;
 
 /// How often an append looks for room while the storage is full, and how often it says so.
 const ROOM_RETRY_MIN: Duration = Duration::from_millis(5);
@@ -92,7 +93,7 @@ impl LogStore {
             Some(entries) => entries,
             None => {
                 let log = self.log.clone();
-                tokio::task::spawn_blocking(move || log.read_entries(range, max_bytes))
+                blocking::run(move || log.read_entries(range, max_bytes))
                     .await
                     .map_err(io::Error::other)?
                     .map_err(io_error)?

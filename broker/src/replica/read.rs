@@ -14,6 +14,7 @@ use tokio::time::timeout;
 
 use super::records::{self, RecordTime};
 use super::{Leadership, ReadError, Replica};
+use crate::blocking;
 
 /// "Not checked", where a request may name a leader epoch.
 const NO_EPOCH: LeaderEpoch = LeaderEpoch(-1);
@@ -181,7 +182,7 @@ impl Replica {
         read: impl FnOnce(&chronik_storage::PartitionLog) -> Result<T, StorageError> + Send + 'static,
     ) -> Result<T, ReadError> {
         let log = self.log.clone();
-        tokio::task::spawn_blocking(move || read(&log))
+        blocking::run(move || read(&log))
             .await
             .map_err(|error| ReadError::Storage(error.to_string()))?
             .map_err(ReadError::from)
@@ -263,7 +264,7 @@ impl Replica {
                 leader_epoch: header.leader_epoch,
             }))
         };
-        tokio::task::spawn_blocking(search)
+        blocking::run(search)
             .await
             .map_err(|error| ReadError::Storage(error.to_string()))?
             .map_err(ReadError::Corrupt)
