@@ -17,15 +17,18 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
-use crate::config::Config;
+use crate::config::{Config, ReplicationSettings};
 use crate::fake_controller::{FakeController, Serving};
+use crate::replica::engine::EngineStatus;
 use crate::replica::test_batches;
+use crate::replicas::WeakReplicas;
 
 const LIMIT: Duration = Duration::from_secs(40);
 const BROKERS: [i32; 3] = [1, 2, 3];
 
 struct TestBroker {
     rpc_address: SocketAddr,
+    replicas: WeakReplicas,
     kill: Option<oneshot::Sender<()>>,
     stop: CancellationToken,
     thread: Option<JoinHandle<anyhow::Result<()>>>,
@@ -44,7 +47,8 @@ impl TestBroker {
                 .unwrap();
             let outcome = runtime.block_on(async move {
                 let running = crate::start(config).await?;
-                started.send(running.rpc_address).unwrap();
+                let replicas = running.replicas().downgrade();
+                started.send((running.rpc_address, replicas)).unwrap();
                 tokio::select! {
                     ended = running.run_until(token) => ended,
                     // Everything is dropped where it stands.
@@ -55,12 +59,13 @@ impl TestBroker {
             runtime.shutdown_timeout(LIMIT);
             outcome
         });
-        let rpc_address = match addresses.recv_timeout(LIMIT) {
-            Ok(address) => address,
+        let (rpc_address, replicas) = match addresses.recv_timeout(LIMIT) {
+            Ok(started) => started,
             Err(_) => panic!("the broker does not start: {:?}", thread.join()),
         };
         TestBroker {
             rpc_address,
+            replicas,
             kill: Some(kill),
             stop,
             thread: Some(thread),
@@ -81,6 +86,7 @@ impl TestBroker {
 struct Cluster {
     folder: PathBuf,
     controller: String,
+    tune: fn(&mut ReplicationSettings),
     brokers: BTreeMap<i32, TestBroker>,
 }
 
@@ -96,10 +102,15 @@ fn init_log() {
 
 impl Cluster {
     fn start(folder: &Path, controller: &Serving) -> Cluster {
+        Self::tuned(folder, controller, |_| {})
+    }
+
+    fn tuned(folder: &Path, controller: &Serving, tune: fn(&mut ReplicationSettings)) -> Cluster {
         init_log();
         let mut cluster = Cluster {
             folder: folder.to_owned(),
             controller: controller.address.clone(),
+            tune,
             brokers: BTreeMap::new(),
         };
         for id in BROKERS {
@@ -120,6 +131,7 @@ impl Cluster {
         };
         config.storage.wal_file_size_bytes = 4 * 1024 * 1024;
         config.replication.preferred_leader_delay_ms = 500;
+        (self.tune)(&mut config.replication);
         self.brokers.insert(id, TestBroker::start(config));
     }
 
@@ -436,5 +448,134 @@ impl Cluster {
         };
         let response = client.list_offsets(request).await.unwrap().into_inner();
         response.partitions[0].error() != v1::PartitionError::UnknownPartition
+    }
+}
+
+impl Cluster {
+    /// Waits until the replicas' Raft is open where they lead, and closed everywhere else.
+    async fn wait_for_rest(&self) {
+        let rests = |broker: &TestBroker| {
+            broker.replicas.all().iter().all(|replica| {
+                let leads = replica.leadership().borrow().is_leader;
+                let status = replica.engine().status();
+                status
+                    == if leads {
+                        EngineStatus::Open
+                    } else {
+                        EngineStatus::AtRest
+                    }
+            })
+        };
+        let all_rest = async {
+            while !self.brokers.values().all(rests) {
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(LIMIT, all_rest)
+            .await
+            .expect("followers rest in time");
+    }
+
+    /// How often any replica's Raft was opened.
+    fn opened(&self) -> u64 {
+        let replicas = self
+            .brokers
+            .values()
+            .flat_map(|broker| broker.replicas.all());
+        replicas.map(|replica| replica.engine().opened()).sum()
+    }
+
+    fn terms(&self) -> BTreeMap<u64, u64> {
+        let replicas = self
+            .brokers
+            .values()
+            .flat_map(|broker| broker.replicas.all());
+        let mut terms = BTreeMap::new();
+        for replica in replicas {
+            let term: &mut u64 = terms.entry(replica.group_id().0).or_default();
+            *term = (*term).max(replica.vote().leader_id.term);
+        }
+        terms
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn followers_rest_and_wake_up_for_records_and_elections() {
+    let folder = tempfile::tempdir().unwrap();
+    let serving = FakeController::serve().await;
+    let controller = &serving.controller;
+    let mut cluster = Cluster::tuned(folder.path(), &serving, |replication| {
+        replication.follower_rest_after_ms = 200;
+    });
+    controller.create_topic("t", 6, &BROKERS);
+    all_in_sync(controller, "six leaders").await;
+    preferred_leaders(controller).await;
+    for group in 1..=6 {
+        cluster.produce(group, "one").await;
+    }
+    cluster.wait_for_rest().await;
+    // Nothing wakes them by itself: no heartbeat, no retry of a leader whose session rests.
+    let opened = cluster.opened();
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(cluster.opened(), opened);
+
+    for group in 1..=6 {
+        cluster.produce(group, "two").await;
+    }
+    assert!(cluster.opened() >= opened + 6, "a majority has it");
+    cluster.wait_for_rest().await;
+
+    let leader = cluster.produce(1, "three").await;
+    cluster.wait_for_rest().await;
+    cluster.kill(leader);
+    let begun = Instant::now();
+    cluster.produce(1, "four").await;
+    println!(
+        "from the death of a leader whose followers rest to the next acked write: {:?}",
+        begun.elapsed()
+    );
+    assert!(begun.elapsed() < Duration::from_secs(5));
+    let next = cluster.produce(1, "five").await;
+    let expected = ["one", "two", "three", "four", "five"];
+    assert_eq!(cluster.read(next, 1, 5).await, expected);
+    for broker in std::mem::take(&mut cluster.brokers).into_values() {
+        broker.kill();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_that_comes_back_disturbs_no_leader() {
+    let folder = tempfile::tempdir().unwrap();
+    let serving = FakeController::serve().await;
+    let controller = &serving.controller;
+    let mut cluster = Cluster::tuned(folder.path(), &serving, |replication| {
+        replication.follower_rest_after_ms = 200;
+        replication.preferred_leader_enable = false;
+    });
+    controller.create_topic("t", 6, &BROKERS);
+    all_in_sync(controller, "six leaders").await;
+    for group in 1..=6 {
+        cluster.produce(group, "one").await;
+    }
+    // All six are led by the two that stay.
+    let leader = leaders(controller)[0].unwrap();
+    cluster.kill(leader);
+    controller
+        .wait_for("others lead", |image| {
+            let topic = image.topic_by_name("t").unwrap();
+            topic
+                .partitions
+                .iter()
+                .all(|p| p.leader.is_some_and(|id| id.0 != leader))
+        })
+        .await;
+    cluster.wait_for_rest().await;
+    let before = cluster.terms();
+    cluster.start_broker(leader, None);
+    all_in_sync(controller, "it is back").await;
+    cluster.wait_for_rest().await;
+    assert_eq!(cluster.terms(), before, "no election");
+    for broker in std::mem::take(&mut cluster.brokers).into_values() {
+        broker.kill();
     }
 }

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::consumer_group::GroupConfig;
 use crate::peers::LinkTiming;
 use crate::replica::raft_config::RaftTiming;
+use crate::resting::RestTiming;
 
 pub const ENV_PREFIX: &str = "CHRONIK_BROKER_";
 
@@ -61,6 +62,10 @@ pub struct ReplicationSettings {
     pub preferred_leader_enable: bool,
     /// How long an orderly stop may take to hand over leadership.
     pub shutdown_transfer_timeout_ms: u64,
+    /// The Raft of a follower that nobody used for this long is closed until it is needed; 0: never.
+    pub follower_rest_after_ms: u64,
+    /// Where more followers are open, the longest unused are closed after two seconds.
+    pub open_followers_max: usize,
 }
 
 impl Default for ReplicationSettings {
@@ -77,6 +82,8 @@ impl Default for ReplicationSettings {
             preferred_leader_delay_ms: 3_000,
             preferred_leader_enable: true,
             shutdown_transfer_timeout_ms: 10_000,
+            follower_rest_after_ms: 30_000,
+            open_followers_max: 1_000,
         }
     }
 }
@@ -97,6 +104,12 @@ impl ReplicationSettings {
             election_timeout_min: Duration::from_millis(self.election_timeout_min_ms),
             election_timeout_max: Duration::from_millis(self.election_timeout_max_ms),
         }
+    }
+
+    /// None: followers stay open.
+    pub fn rest_timing(&self) -> Option<RestTiming> {
+        let idle = Duration::from_millis(self.follower_rest_after_ms);
+        (!idle.is_zero()).then(|| RestTiming::new(idle, self.open_followers_max))
     }
 
     fn validate(&self) -> Result<(), String> {
@@ -307,6 +320,9 @@ CHRONIK_BROKER_STORAGE__MEMORY_MAX_BYTES. Flags win over the environment, and th
   preferred-leader-enable   leadership goes back to the preferred leader by itself [true]
   preferred-leader-delay-ms so long after it can be reached again [3000]
   shutdown-transfer-timeout-ms  how long an orderly stop may take to hand over leadership [10000]
+  follower-rest-after-ms    the Raft of a follower not used for so long is closed until it is
+                            needed, which saves its memory; 0: never [30000]
+  open-followers-max        above it, those longest unused are closed after two seconds [1000]
 
   [consumer-groups]         as Apache Kafka's settings of the same meaning
   initial-rebalance-delay-ms [3000], session-timeout-min-ms [6000],

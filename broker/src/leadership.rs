@@ -5,7 +5,9 @@
 //! wrong guess costs a moment without a leader, never a record. Decisions are pure functions; the
 //! driver carries them out.
 
+mod campaigns;
 mod driver;
+mod hand_back;
 mod hand_over;
 mod progress;
 mod reporter;
@@ -14,7 +16,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use chronik_types::id::{BrokerId, RaftGroupId, ReplicaId};
+use chronik_types::cluster_image::{ClusterImage, Partition};
+use chronik_types::id::{BrokerId, PartitionIndex, RaftGroupId, ReplicaId, TopicId};
 
 pub use driver::{DriverOptions, run as run_driver};
 pub use hand_over::{Successors, hand_over_all};
@@ -28,7 +31,23 @@ use crate::replica::Replica;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Assigned {
     pub group: RaftGroupId,
+    pub place: Place,
     pub replicas: Vec<ReplicaId>,
+}
+
+/// Which partition a group is, in the cluster image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    pub topic_id: TopicId,
+    pub partition: PartitionIndex,
+}
+
+impl Place {
+    /// The partition there, if the image has it and it is still that group.
+    pub fn find(self, image: &ClusterImage, group: RaftGroupId) -> Option<&Partition> {
+        let partition = image.topic(self.topic_id)?.partition(self.partition)?;
+        (partition.raft_group_id == group).then_some(partition)
+    }
 }
 
 /// What `reconcile` tells the driver.
@@ -137,7 +156,10 @@ pub fn leader_status(view: &GroupView<'_>, world: &World<'_>) -> LeaderStatus {
         LinkState::Connecting | LinkState::Silent | LinkState::Unreachable if fenced => {
             LeaderStatus::Dead
         }
-        LinkState::Connecting | LinkState::Silent | LinkState::Unreachable => LeaderStatus::Lost,
+        // A leader that does not reach us cannot lead us, though it lives.
+        LinkState::Connecting | LinkState::Silent | LinkState::Unreachable | LinkState::OneWay => {
+            LeaderStatus::Lost
+        }
         LinkState::Up => match world.heard {
             Some(heard) if heard.broker == leader.broker_id && heard.term == view.term => {
                 if link.incarnation != Some(heard.incarnation) {
@@ -159,7 +181,7 @@ pub fn reaches_majority(view: &GroupView<'_>, links: &LinkTable) -> bool {
     let reached = view
         .replicas
         .iter()
-        .filter(|replica| **replica == view.me || links.status(replica.broker_id).is_up())
+        .filter(|replica| **replica == view.me || links.status(replica.broker_id).is_answered())
         .count();
     reached > view.replicas.len() / 2
 }
@@ -336,6 +358,16 @@ mod tests {
     #[test]
     fn a_silent_leader_gets_a_moment() {
         let case = Case::new(2, Some(1), &[(1, Silent), (3, Up)]);
+        assert_eq!(case.decide(), (LeaderStatus::Lost, Some(300 * MS)));
+    }
+
+    #[test]
+    fn a_leader_that_does_not_reach_us_is_replaced_though_it_lives() {
+        use LinkState::OneWay;
+        let case = Case::new(2, Some(1), &[(1, OneWay), (3, Up)]);
+        assert_eq!(case.decide(), (LeaderStatus::Lost, Some(300 * MS)));
+        // What it asks of others is answered, so that one alone keeps a majority for it.
+        let case = Case::new(2, Some(1), &[(1, OneWay)]);
         assert_eq!(case.decide(), (LeaderStatus::Lost, Some(300 * MS)));
     }
 

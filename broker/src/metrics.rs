@@ -9,6 +9,8 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
 pub const REPLICAS: &str = "chronik_broker_replicas";
+pub const REPLICAS_OPEN: &str = "chronik_broker_replicas_open";
+pub const REPLICAS_FAILED: &str = "chronik_broker_replicas_failed";
 pub const PARTITIONS_LED: &str = "chronik_broker_partitions_led";
 pub const REPLICAS_MISSING: &str = "chronik_broker_replicas_missing";
 pub const LEADERS_ELECTED: &str = "chronik_broker_leaders_elected";
@@ -24,6 +26,10 @@ pub const IMAGE_REVISION: &str = "chronik_broker_image_revision";
 pub struct BrokerMetrics {
     /// Replicas that run here.
     pub replicas: Gauge,
+    /// Replicas whose Raft is open, as of the last look for those that may rest.
+    pub replicas_open: Gauge,
+    /// Replicas whose Raft ended by itself and waits to be opened again, as of the same look.
+    pub replicas_failed: Gauge,
     /// Replicas that should run here and do not.
     pub replicas_missing: Gauge,
     /// Partitions that this broker leads.
@@ -49,6 +55,8 @@ impl BrokerMetrics {
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = Self {
             replicas: Gauge::default(),
+            replicas_open: Gauge::default(),
+            replicas_failed: Gauge::default(),
             replicas_missing: Gauge::default(),
             partitions_led: Gauge::default(),
             leaders_elected: Counter::default(),
@@ -67,6 +75,16 @@ impl BrokerMetrics {
                 REPLICAS_MISSING,
                 "Replicas that should run here and do not",
                 &m.replicas_missing,
+            ),
+            (
+                REPLICAS_OPEN,
+                "Replicas whose Raft is open; the others rest",
+                &m.replicas_open,
+            ),
+            (
+                REPLICAS_FAILED,
+                "Replicas whose Raft ended by itself and waits to be opened again",
+                &m.replicas_failed,
             ),
             (
                 PARTITIONS_LED,
@@ -135,6 +153,8 @@ mod tests {
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
         for name in [
             REPLICAS,
+            REPLICAS_OPEN,
+            REPLICAS_FAILED,
             REPLICAS_MISSING,
             PARTITIONS_LED,
             LEADERS_ELECTED,

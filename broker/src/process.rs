@@ -3,6 +3,7 @@
 //! Invariant: replicas known from disk run before the first message of a peer is read; leadership is
 //! handed over before anything else stops; storage is closed last.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,6 +44,7 @@ use crate::peers::{LinkTable, Peers, PeersOptions};
 use crate::reconcile::{ReconcileOptions, Reconciler};
 use crate::replica::raft_config::raft_config;
 use crate::replicas::Replicas;
+use crate::resting;
 use crate::rpc::data::DataService;
 use crate::rpc::groups::GroupsService;
 
@@ -186,7 +188,7 @@ impl Parts {
             broker_id,
             incarnation,
             timing: config.replication.link_timing(),
-            groups: Arc::new(replicas.clone()),
+            groups: Arc::new(replicas.downgrade()),
             stop: stop.clone(),
         });
         let (groups_sender, group_events) = mpsc::unbounded_channel();
@@ -250,13 +252,16 @@ impl Parts {
         tasks: &mut JoinSet<anyhow::Result<&'static str>>,
     ) -> Handles {
         let (led_events, led) = mpsc::unbounded_channel();
+        let rest_metrics = self.metrics.clone();
         let driver = DriverOptions {
             broker_id: self.broker_id,
             timing: CampaignTiming::new(Duration::from_millis(settings.campaign_stagger_ms)),
             preferred_leader_delay: settings
                 .preferred_leader_enable
                 .then_some(Duration::from_millis(settings.preferred_leader_delay_ms)),
+            step_down_after: settings.raft_timing().election_timeout_max,
             peers: self.peers.clone(),
+            replicas: self.replicas.clone(),
             view: self.client.view(),
             groups: self.group_events,
             nudges: self.nudges,
@@ -277,6 +282,15 @@ impl Parts {
         };
         tasks.spawn(named("leadership", run_driver(driver)));
         tasks.spawn(named("reporter", run_reporter(reporter)));
+        if let Some(timing) = settings.rest_timing() {
+            let rest = resting::run(
+                self.replicas.clone(),
+                timing,
+                rest_metrics,
+                self.stop.clone(),
+            );
+            tasks.spawn(named("resting", rest));
+        }
         tasks.spawn(named("reconcile", self.reconciler.run(self.client.view())));
         Handles {
             storage: self.storage,
@@ -364,12 +378,19 @@ impl Running {
 
     async fn hand_over(&self) -> usize {
         let image = self.client.view().borrow().image.clone();
+        let partitions = image.topics.values().flat_map(|topic| &topic.partitions);
+        let in_sync: HashMap<RaftGroupId, &Vec<BrokerId>> = partitions
+            .map(|partition| (partition.raft_group_id, &partition.isr))
+            .collect();
         let led = self
             .replicas
             .all()
             .into_iter()
             .filter(|(_, replica)| replica.leadership().borrow().is_leader)
-            .map(|(group, replica)| (replica, isr(&image, group)))
+            .map(|(group, replica)| {
+                let isr = in_sync.get(&group).map(|isr| isr.to_vec());
+                (replica, isr.unwrap_or_default())
+            })
             .collect();
         let successors = Successors {
             links: self.peers.links(),
@@ -377,14 +398,6 @@ impl Running {
         };
         hand_over_all(led, &successors, self.shutdown_transfer_timeout).await
     }
-}
-
-fn isr(image: &ClusterImage, group: RaftGroupId) -> Vec<BrokerId> {
-    let mut partitions = image.topics.values().flat_map(|topic| &topic.partitions);
-    partitions
-        .find(|partition| partition.raft_group_id == group)
-        .map(|partition| partition.isr.clone())
-        .unwrap_or_default()
 }
 
 async fn named(name: &'static str, work: impl Future<Output = ()>) -> anyhow::Result<&'static str> {

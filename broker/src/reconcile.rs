@@ -9,9 +9,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use chronik_storage::Storage;
-use chronik_types::cluster_image::ClusterImage;
-use chronik_types::id::{BrokerId, RaftGroupId, ReplicaId};
+use chronik_storage::{PartitionLog, Storage, StorageError};
+use chronik_types::cluster_image::{ClusterImage, Topic};
+use chronik_types::id::{BrokerId, RaftGroupId, ReplicaId, TopicId};
 use futures::StreamExt;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -19,13 +19,15 @@ use tracing::{error, info, warn};
 use uuid::Uuid;
 
 use crate::controller_client::{ClusterView, ControllerClient};
-use crate::leadership::{Assigned, GroupEvent};
+use crate::leadership::{Assigned, GroupEvent, Place};
 use crate::peers::Peers;
 use crate::replica::{OpenError, PartitionState, Replica, ReplicaOptions};
 use crate::replicas::Replicas;
 
 /// Replicas opened or closed at the same time.
 const PARALLEL_MAX: usize = 64;
+/// Logs opened in one go, which may read the disk.
+const OPEN_CHUNK: usize = 256;
 /// Before a replica that could not be opened is tried again.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 
@@ -33,6 +35,7 @@ const RETRY_DELAY: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wanted {
     pub replica_id: ReplicaId,
+    pub place: Place,
     /// Preferred leader first.
     pub replicas: Vec<ReplicaId>,
     pub state: PartitionState,
@@ -58,22 +61,133 @@ pub struct Plan {
     pub open: Vec<RaftGroupId>,
 }
 
-/// What the image assigns to `broker_id`.
-pub fn wanted(image: &ClusterImage, broker_id: BrokerId) -> BTreeMap<RaftGroupId, Wanted> {
-    let mut wanted = BTreeMap::new();
-    for topic in image.topics.values() {
-        for partition in &topic.partitions {
-            if let Some(replica_id) = partition.replica_on(broker_id) {
-                let replica = Wanted {
-                    replica_id,
-                    replicas: partition.replicas.clone(),
-                    state: PartitionState::new(topic, partition),
-                };
-                wanted.insert(partition.raft_group_id, replica);
-            }
+/// What the image assigns to this broker, kept up to date from one image to the next: a change costs
+/// what it touches, not what there is.
+#[derive(Debug)]
+pub struct Assignment {
+    broker_id: BrokerId,
+    topics: HashMap<TopicId, Arc<Topic>>,
+    wanted: BTreeMap<RaftGroupId, Wanted>,
+    /// Brokers that share a partition with this one.
+    peers: BTreeSet<BrokerId>,
+}
+
+/// What a new image changed.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct AssignmentChange {
+    /// Groups that are wanted and were not, or as another replica, or the other way round.
+    pub moved: bool,
+    /// Groups that stay wanted, whose partition changed.
+    pub updated: Vec<RaftGroupId>,
+}
+
+impl Assignment {
+    pub fn new(broker_id: BrokerId) -> Self {
+        Self {
+            broker_id,
+            topics: HashMap::new(),
+            wanted: BTreeMap::new(),
+            peers: BTreeSet::new(),
         }
     }
-    wanted
+
+    pub fn wanted(&self) -> &BTreeMap<RaftGroupId, Wanted> {
+        &self.wanted
+    }
+
+    /// Peers that share a partition with this broker, and where they are.
+    pub fn peer_addresses(&self, image: &ClusterImage) -> BTreeMap<BrokerId, String> {
+        let address = |peer: &BrokerId| Some((*peer, image.brokers.get(peer)?.rpc_address.clone()));
+        self.peers.iter().filter_map(address).collect()
+    }
+
+    /// Takes in an image. Topics that it shares with the one before are not looked at.
+    pub fn take_in(&mut self, image: &ClusterImage) -> AssignmentChange {
+        let mut change = AssignmentChange::default();
+        for (topic_id, topic) in &image.topics {
+            let before = self.topics.get(topic_id).cloned();
+            if before
+                .as_ref()
+                .is_some_and(|before| Arc::ptr_eq(before, topic))
+            {
+                continue;
+            }
+            self.take_in_topic(before.as_deref(), topic, &mut change);
+            self.topics.insert(*topic_id, topic.clone());
+        }
+        if self.topics.len() > image.topics.len() {
+            let wanted = &mut self.wanted;
+            self.topics.retain(|topic_id, topic| {
+                let stays = image.topics.contains_key(topic_id);
+                if !stays {
+                    for partition in &topic.partitions {
+                        change.moved |= wanted.remove(&partition.raft_group_id).is_some();
+                    }
+                }
+                stays
+            });
+        }
+        if change.moved || !change.updated.is_empty() {
+            let replicas = self.wanted.values().flat_map(|wanted| &wanted.replicas);
+            self.peers = replicas.map(|replica| replica.broker_id).collect();
+            self.peers.remove(&self.broker_id);
+        }
+        change
+    }
+
+    fn take_in_topic(
+        &mut self,
+        before: Option<&Topic>,
+        topic: &Topic,
+        change: &mut AssignmentChange,
+    ) {
+        let same_configs = before.is_some_and(|before| before.configs == topic.configs);
+        let mut old = before
+            .map(|before| before.partitions.as_slice())
+            .unwrap_or_default()
+            .iter();
+        for partition in &topic.partitions {
+            let old = old.next();
+            if same_configs && old == Some(partition) {
+                continue;
+            }
+            if let Some(old) = old
+                && old.raft_group_id != partition.raft_group_id
+            {
+                change.moved |= self.wanted.remove(&old.raft_group_id).is_some();
+            }
+            let group = partition.raft_group_id;
+            let Some(replica_id) = partition.replica_on(self.broker_id) else {
+                change.moved |= self.wanted.remove(&group).is_some();
+                continue;
+            };
+            let wanted = Wanted {
+                replica_id,
+                place: Place {
+                    topic_id: topic.topic_id,
+                    partition: partition.partition,
+                },
+                replicas: partition.replicas.clone(),
+                state: PartitionState::new(topic, partition),
+            };
+            match self.wanted.get_mut(&group) {
+                Some(known) if *known == wanted => {}
+                Some(known) => {
+                    change.moved |= known.replica_id != replica_id;
+                    change.updated.push(group);
+                    *known = wanted;
+                }
+                None => {
+                    change.moved = true;
+                    self.wanted.insert(group, wanted);
+                }
+            }
+        }
+        // Topics do not lose partitions.
+        for gone in old {
+            change.moved |= self.wanted.remove(&gone.raft_group_id).is_some();
+        }
+    }
 }
 
 /// Whether the image is certainly newer than all that this broker ever acted on: only then may
@@ -114,26 +228,6 @@ pub fn plan(
     plan
 }
 
-/// Peers that share a partition with `broker_id`, and where they are.
-pub fn peer_addresses(image: &ClusterImage, broker_id: BrokerId) -> BTreeMap<BrokerId, String> {
-    let mut peers = BTreeSet::new();
-    for partition in image.topics.values().flat_map(|topic| &topic.partitions) {
-        if partition.replica_on(broker_id).is_some() {
-            peers.extend(partition.replicas.iter().map(|replica| replica.broker_id));
-        }
-    }
-    peers.remove(&broker_id);
-    peers
-        .into_iter()
-        .filter_map(|peer| {
-            image
-                .brokers
-                .get(&peer)
-                .map(|b| (peer, b.rpc_address.clone()))
-        })
-        .collect()
-}
-
 /// What the reconciler works with.
 pub struct ReconcileOptions {
     pub broker_id: BrokerId,
@@ -162,19 +256,21 @@ pub struct Reconciler {
     on_disk: BTreeSet<RaftGroupId>,
     /// Logs that must be deleted before anything may be opened under their name.
     doomed: BTreeSet<RaftGroupId>,
-    /// What `plan` was last made from, to skip images that change nothing here.
-    last: Option<(BTreeMap<RaftGroupId, Wanted>, bool)>,
+    assignment: Assignment,
+    /// The last pass did all that was to be done, and whether its image was trusted.
+    done: Option<bool>,
 }
 
 impl Reconciler {
     pub fn new(options: ReconcileOptions) -> Self {
         let on_disk = options.storage.group_ids().into_iter().collect();
         Self {
+            assignment: Assignment::new(options.broker_id),
             options,
             running: HashMap::new(),
             on_disk,
             doomed: BTreeSet::new(),
-            last: None,
+            done: None,
         }
     }
 
@@ -195,7 +291,7 @@ impl Reconciler {
                 changed = view.changed() => if changed.is_err() {
                     return;
                 },
-                () = retry => self.last = None,
+                () = retry => {}
             }
         }
     }
@@ -203,43 +299,42 @@ impl Reconciler {
     /// One pass. False: something could not be done and is to be tried again.
     pub async fn reconcile(&mut self, view: &ClusterView) -> bool {
         let options = &self.options;
-        let wanted = wanted(&view.image, options.broker_id);
         let trusted = is_trusted(view, options.broker_id, options.incarnation);
+        let change = self.assignment.take_in(&view.image);
         options
             .peers
-            .set_addresses(&peer_addresses(&view.image, options.broker_id));
-        if self
-            .last
-            .as_ref()
-            .is_some_and(|last| last.0 == wanted && last.1 == trusted)
-        {
-            options.client.acted_on(view.image.revision);
+            .set_addresses(&self.assignment.peer_addresses(&view.image));
+        self.update(&change.updated);
+        if !change.moved && self.done == Some(trusted) {
+            self.options.client.acted_on(view.image.revision);
             return true;
         }
+        self.done = None;
         let running = self
             .running
             .iter()
             .map(|(group, running)| (*group, running.replica_id));
-        let plan = plan(&wanted, &running.collect(), &self.on_disk, trusted);
+        let wanted = self.assignment.wanted();
+        let plan = plan(wanted, &running.collect(), &self.on_disk, trusted);
         let mut complete = self.remove(&plan).await;
-        self.update(&wanted);
-        complete &= self.open(&plan, &wanted).await;
-        let missing = wanted
-            .keys()
-            .filter(|group| !self.running.contains_key(group))
-            .count();
-        self.options.missing.send_replace(missing);
+        complete &= self.open(&plan).await;
+        let missing = self.assignment.wanted().keys();
+        let missing = missing.filter(|group| !self.running.contains_key(group));
+        self.options.missing.send_replace(missing.count());
         if complete {
-            self.last = Some((wanted, trusted));
+            self.done = Some(trusted);
             self.options.client.acted_on(view.image.revision);
         }
         complete
     }
 
     /// Publishes what changed about replicas that go on running.
-    fn update(&mut self, wanted: &BTreeMap<RaftGroupId, Wanted>) {
-        for (group, wanted) in wanted {
-            let Some(running) = self.running.get_mut(group) else {
+    fn update(&mut self, groups: &[RaftGroupId]) {
+        for group in groups {
+            let (Some(running), Some(wanted)) = (
+                self.running.get_mut(group),
+                self.assignment.wanted().get(group),
+            ) else {
                 continue;
             };
             running.state.send_if_modified(|state| {
@@ -253,6 +348,7 @@ impl Reconciler {
                 running.replicas.clone_from(&wanted.replicas);
                 let assigned = Assigned {
                     group: *group,
+                    place: wanted.place,
                     replicas: wanted.replicas.clone(),
                 };
                 self.options
@@ -282,19 +378,39 @@ impl Reconciler {
         self.doomed.is_empty()
     }
 
-    async fn open(&mut self, plan: &Plan, wanted: &BTreeMap<RaftGroupId, Wanted>) -> bool {
-        let mut to_open = Vec::with_capacity(plan.open.len());
-        for group in &plan.open {
-            if let Some(wanted) = wanted.get(group)
-                && !self.doomed.contains(group)
-            {
-                to_open.push((*group, wanted.clone()));
+    async fn open(&mut self, plan: &Plan) -> bool {
+        let mut count = 0usize;
+        for groups in plan.open.chunks(OPEN_CHUNK) {
+            count = count.saturating_add(self.open_chunk(groups).await);
+        }
+        if count > 0 {
+            info!(
+                opened = count,
+                running = self.running.len(),
+                "replicas opened"
+            );
+        }
+        count == plan.open.len()
+    }
+
+    /// Returns how many were opened.
+    async fn open_chunk(&mut self, groups: &[RaftGroupId]) -> usize {
+        let groups: Vec<RaftGroupId> = groups
+            .iter()
+            .copied()
+            .filter(|group| !self.doomed.contains(group))
+            .collect();
+        let logs = open_logs(&self.options.storage, groups).await;
+        let mut to_open = Vec::with_capacity(logs.len());
+        for (group, log) in logs {
+            if let Some(wanted) = self.assignment.wanted().get(&group) {
+                to_open.push((group, wanted.clone(), log));
             }
         }
         let options = &self.options;
         let mut opened = futures::stream::iter(to_open)
-            .map(|(group, wanted)| async move {
-                let result = open_one(options, group, &wanted).await;
+            .map(|(group, wanted, log)| async move {
+                let result = open_one(options, group, &wanted, log).await;
                 (group, wanted, result)
             })
             .buffer_unordered(PARALLEL_MAX);
@@ -318,14 +434,7 @@ impl Reconciler {
                 ),
             }
         }
-        if count > 0 {
-            info!(
-                opened = count,
-                running = self.running.len(),
-                "replicas opened"
-            );
-        }
-        count == plan.open.len()
+        count
     }
 }
 
@@ -354,26 +463,37 @@ async fn remove_one(options: &ReconcileOptions, group: RaftGroupId) -> Option<Ra
     }
 }
 
+type OpenedLog = Result<PartitionLog, StorageError>;
+
+async fn open_logs(storage: &Storage, groups: Vec<RaftGroupId>) -> Vec<(RaftGroupId, OpenedLog)> {
+    let storage = storage.clone();
+    let open = move || {
+        let open = |group: RaftGroupId| (group, storage.open_log(group));
+        groups.into_iter().map(open).collect()
+    };
+    // It fails only where the runtime is shutting down.
+    tokio::task::spawn_blocking(open).await.unwrap_or_default()
+}
+
 async fn open_one(
     options: &ReconcileOptions,
     group: RaftGroupId,
     wanted: &Wanted,
+    log: OpenedLog,
 ) -> Result<watch::Sender<PartitionState>, OpenError> {
-    let storage = options.storage.clone();
-    let log = match tokio::task::spawn_blocking(move || storage.open_log(group)).await {
-        Ok(log) => log?,
-        Err(error) => return Err(OpenError::Raft(error.to_string())),
-    };
+    let log = log?;
     let state = watch::Sender::new(wanted.state.clone());
-    let replica: Arc<Replica> = Replica::open(ReplicaOptions {
+    let is_new = log.last_entry_id().is_none();
+    let replica: Arc<Replica> = Replica::open_at_rest(ReplicaOptions {
         replica_id: wanted.replica_id,
         log,
         network: options.peers.network(group, wanted.replica_id),
         raft_config: options.raft_config.clone(),
         state: state.subscribe(),
-    })
-    .await?;
-    if wanted.is_founder()
+    })?;
+    // One that has a log has its first membership too, and opens when it is needed.
+    if is_new
+        && wanted.is_founder()
         && let Err(error) = replica
             .initialize(wanted.replicas.iter().copied().collect())
             .await
@@ -384,6 +504,7 @@ async fn open_one(
     options.replicas.insert(group, replica.clone());
     let assigned = Assigned {
         group,
+        place: wanted.place,
         replicas: wanted.replicas.clone(),
     };
     options
@@ -396,9 +517,9 @@ async fn open_one(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use chronik_types::cluster_image::{Broker, Partition, Topic};
+    use chronik_types::cluster_image::{Broker, Partition};
     use chronik_types::epoch::{BrokerEpoch, LeaderEpoch, PartitionEpoch};
-    use chronik_types::id::{PartitionIndex, TopicId};
+    use chronik_types::id::PartitionIndex;
 
     fn replica(broker: i32, incarnation: u64) -> ReplicaId {
         ReplicaId {
@@ -431,6 +552,12 @@ mod tests {
             partitions,
         }));
         image
+    }
+
+    fn wanted(image: &ClusterImage, broker_id: BrokerId) -> BTreeMap<RaftGroupId, Wanted> {
+        let mut assignment = Assignment::new(broker_id);
+        assignment.take_in(image);
+        assignment.wanted
     }
 
     fn check(
@@ -536,7 +663,42 @@ mod tests {
             };
             image.brokers.insert(BrokerId(id), broker);
         }
-        let peers = peer_addresses(&image, BrokerId(1));
+        let mut assignment = Assignment::new(BrokerId(1));
+        assignment.take_in(&image);
+        let peers = assignment.peer_addresses(&image);
         assert_eq!(peers, BTreeMap::from([(BrokerId(2), "b:2".to_owned())]));
+    }
+    #[test]
+    fn only_what_an_image_changes_is_looked_at() {
+        let both = [replica(1, 5), replica(2, 5)];
+        let mut now = image(&[(7, &both), (8, &both), (9, &both[1..])]);
+        let mut assignment = Assignment::new(BrokerId(1));
+        let first = assignment.take_in(&now);
+        assert_eq!((first.moved, first.updated.len()), (true, 0));
+        assert_eq!(assignment.take_in(&now), AssignmentChange::default());
+        // A leader's report.
+        let topic_id = TopicId(Uuid::from_u128(1));
+        let change = |now: &mut ClusterImage, index: usize, change: &dyn Fn(&mut Partition)| {
+            let topic = now.topics.get_mut(&topic_id).unwrap();
+            change(&mut Arc::make_mut(topic).partitions[index]);
+        };
+        change(&mut now, 1, &|partition| partition.isr = vec![BrokerId(1)]);
+        let reported = assignment.take_in(&now);
+        assert_eq!((reported.moved, reported.updated), (false, groups(&[8])));
+        assert_eq!(assignment.wanted[&RaftGroupId(8)].state.isr, [BrokerId(1)]);
+        // One that is of no interest here, and one that becomes of interest.
+        change(&mut now, 2, &|partition| partition.isr = vec![BrokerId(2)]);
+        assert_eq!(assignment.take_in(&now), AssignmentChange::default());
+        change(&mut now, 2, &|partition| partition.replicas = both.to_vec());
+        assert!(assignment.take_in(&now).moved);
+        change(&mut now, 0, &|partition| {
+            partition.replicas = both[1..].to_vec()
+        });
+        assert!(assignment.take_in(&now).moved);
+        let left: Vec<_> = assignment.wanted.keys().copied().collect();
+        assert_eq!(left, groups(&[8, 9]));
+        now.remove_topic(topic_id);
+        assert!(assignment.take_in(&now).moved);
+        assert!(assignment.wanted.is_empty() && assignment.peers.is_empty());
     }
 }

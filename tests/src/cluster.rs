@@ -30,6 +30,8 @@ pub struct Options {
     pub trace_sample_ratio: Option<f64>,
     /// The test measures: no other cluster runs meanwhile.
     pub alone: bool,
+    /// Settings of the services that are not the defaults, as environment of all processes.
+    pub environment: Vec<(String, String)>,
 }
 
 impl Default for Options {
@@ -41,6 +43,7 @@ impl Default for Options {
             otlp_endpoint: None,
             trace_sample_ratio: None,
             alone: false,
+            environment: Vec::new(),
         }
     }
 }
@@ -117,6 +120,7 @@ impl Cluster {
             binary.display()
         );
         let mut command = Command::new(binary);
+        command.envs(self.options.environment.iter().cloned());
         command
             .args(["dev", "--json", "--kafka-port", "0", "--rest-port", "0"])
             .args(["--controllers", &self.options.controllers.to_string()])
@@ -229,6 +233,7 @@ impl Cluster {
         command
             .arg("--config")
             .arg(&service.config)
+            .envs(self.options.environment.iter().cloned())
             .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(log)

@@ -8,6 +8,7 @@ pub mod cluster;
 pub mod ledger;
 pub mod process;
 pub mod rest;
+pub mod scale;
 pub mod tools;
 
 pub mod figures;

@@ -83,6 +83,19 @@ impl Rest {
         })
     }
 
+    /// What the first address shows that answers, as text.
+    pub fn text(&self, path: &str) -> Result<String, String> {
+        let get = |address: &String| {
+            let request = self.http.get(format!("http://{address}{path}"));
+            self.runtime
+                .block_on(async { request.send().await.ok()?.text().await.ok() })
+        };
+        self.addresses
+            .iter()
+            .find_map(get)
+            .ok_or_else(|| format!("GET {path}: no answer"))
+    }
+
     pub fn get(&self, path: &str) -> Result<Value, String> {
         match self.ask(Method::GET, path, None) {
             Some(answer) if answer.status == 200 => Ok(answer.body),

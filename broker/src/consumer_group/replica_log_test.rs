@@ -81,7 +81,7 @@ impl Broker {
             broker_id: ME.broker_id,
             incarnation: Uuid::new_v4(),
             timing: LinkTiming::default(),
-            groups: Arc::new(replicas.clone()),
+            groups: Arc::new(replicas.downgrade()),
             stop: CancellationToken::new(),
         });
         let image = Arc::new(ArcSwap::from_pointee(image()));

@@ -6,12 +6,16 @@ use chronik_proto::v1;
 use chronik_proto::v1::watch_client::WatchClient;
 use chronik_proto::{InvalidMessage, MESSAGE_SIZE_MAX};
 use chronik_types::cluster_image::{ClusterImage, ImageChange};
+use futures::FutureExt;
 use rand::Rng;
 use tokio::time::{sleep, timeout};
-use tonic::Status;
+use tonic::{Status, Streaming};
 use tracing::{debug, info, warn};
 
 use super::{CALL_TIMEOUT, ClusterView, Inner, RETRY_MAX, RETRY_MIN};
+
+/// Changes put in force together.
+const CHANGES_AT_ONCE_MAX: usize = 64;
 
 /// Why a watch ended.
 #[derive(Debug, thiserror::Error)]
@@ -103,13 +107,18 @@ async fn watch_once(inner: &Inner, from_scratch: bool, events: &mut u64) -> Watc
                 return WatchError::Status(Box::new(status));
             }
         };
-        if let Err(error) = take(inner, event).await {
-            if matches!(error, WatchError::Behind { .. }) {
-                inner.pool.failed(&chosen);
+        let mut event = Some(event);
+        while let Some(now) = event {
+            match take(inner, now, &mut stream, events).await {
+                Ok(next) => event = next,
+                Err(error) => {
+                    if matches!(error, WatchError::Behind { .. }) {
+                        inner.pool.failed(&chosen);
+                    }
+                    return error;
+                }
             }
-            return error;
         }
-        *events = events.saturating_add(1);
     }
 }
 
@@ -117,11 +126,20 @@ fn request_resumes(ours: &ClusterImage, from_scratch: bool) -> bool {
     ours.revision > 0 && !from_scratch
 }
 
-/// Puts one event in force.
-async fn take(inner: &Inner, event: v1::WatchEvent) -> Result<(), WatchError> {
+/// Puts one event in force, and with it the changes right behind it that are here already: of a
+/// large image, each published version is a copy of the topics it changes. What came behind them
+/// is returned.
+async fn take(
+    inner: &Inner,
+    event: v1::WatchEvent,
+    stream: &mut Streaming<v1::WatchEvent>,
+    events: &mut u64,
+) -> Result<Option<v1::WatchEvent>, WatchError> {
     use v1::watch_event::Event;
+    *events = events.saturating_add(1);
+    let mut next = None;
     let image = match event.event {
-        None => return Ok(()),
+        None => return Ok(None),
         Some(Event::Image(image)) => {
             let image = ClusterImage::try_from(image)?;
             if !inner.is_our_cluster(&image.cluster_id).await {
@@ -137,8 +155,21 @@ async fn take(inner: &Inner, event: v1::WatchEvent) -> Result<(), WatchError> {
             Arc::new(image)
         }
         Some(Event::Delta(delta)) => {
-            let ours = inner.view.borrow().image.clone();
-            next_image(&ours, delta)?
+            let mut image = ClusterImage::clone(&inner.view.borrow().image);
+            apply_delta(&mut image, delta)?;
+            for _ in 0..CHANGES_AT_ONCE_MAX {
+                // An end or an error is met again at the next read.
+                let Some(Ok(Some(ready))) = stream.message().now_or_never() else {
+                    break;
+                };
+                let Some(Event::Delta(delta)) = ready.event else {
+                    next = Some(ready);
+                    break;
+                };
+                *events = events.saturating_add(1);
+                apply_delta(&mut image, delta)?;
+            }
+            Arc::new(image)
         }
     };
     inner.view.send_replace(ClusterView {
@@ -146,41 +177,37 @@ async fn take(inner: &Inner, event: v1::WatchEvent) -> Result<(), WatchError> {
         live: true,
         connected: true,
     });
-    Ok(())
+    Ok(next)
 }
 
-/// `ours` with the delta on top. A delta that is empty confirms the revision we have.
-fn next_image(
-    ours: &Arc<ClusterImage>,
-    delta: v1::ImageDelta,
-) -> Result<Arc<ClusterImage>, WatchError> {
-    if delta.base_revision != ours.revision {
+/// Puts the delta on top of `image`. One that is empty confirms the revision we have.
+fn apply_delta(image: &mut ClusterImage, delta: v1::ImageDelta) -> Result<(), WatchError> {
+    if delta.base_revision != image.revision {
         return Err(WatchError::Gap {
             base: delta.base_revision,
-            ours: ours.revision,
+            ours: image.revision,
         });
     }
     let Some(change) = delta.change else {
-        return Ok(ours.clone());
+        return Ok(());
     };
     let change = ImageChange::try_from(change)?;
-    if change.revision <= ours.revision {
-        return Ok(ours.clone());
+    if change.revision > image.revision {
+        image.apply(change);
     }
-    let mut image = ClusterImage::clone(ours);
-    image.apply(change);
-    Ok(Arc::new(image))
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn image(revision: u64) -> Arc<ClusterImage> {
-        Arc::new(ClusterImage {
+    fn after(revision: u64, delta: v1::ImageDelta) -> Result<u64, WatchError> {
+        let mut image = ClusterImage {
             revision,
             ..Default::default()
-        })
+        };
+        apply_delta(&mut image, delta).map(|()| image.revision)
     }
 
     fn delta(base_revision: u64, revision: u64) -> v1::ImageDelta {
@@ -196,9 +223,9 @@ mod tests {
 
     #[test]
     fn changes_apply_on_top_of_their_base_only() {
-        assert_eq!(next_image(&image(4), delta(4, 6)).unwrap().revision, 6);
+        assert_eq!(after(4, delta(4, 6)).unwrap(), 6);
         assert!(matches!(
-            next_image(&image(4), delta(5, 6)),
+            after(4, delta(5, 6)),
             Err(WatchError::Gap { base: 5, ours: 4 })
         ));
     }
@@ -209,7 +236,7 @@ mod tests {
             base_revision: 4,
             change: None,
         };
-        assert_eq!(next_image(&image(4), confirmed).unwrap().revision, 4);
-        assert_eq!(next_image(&image(4), delta(4, 4)).unwrap().revision, 4);
+        assert_eq!(after(4, confirmed).unwrap(), 4);
+        assert_eq!(after(4, delta(4, 4)).unwrap(), 4);
     }
 }

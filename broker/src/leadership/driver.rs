@@ -17,34 +17,35 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
+use super::campaigns::CampaignQueue;
+use super::hand_back::{
+    HAND_BACK_INTERVAL, HAND_BACK_TIMEOUT, HAND_BACKS_MAX, HandBack, HandBackView,
+};
 use super::hand_over::hand_back;
-use super::{Assigned, CampaignTiming, GroupEvent, GroupView, LeaderStatus, World};
-use super::{campaign_delay, leader_status};
+use super::{Assigned, CampaignTiming, GroupEvent, GroupView, LeaderStatus, Place, World};
+use super::{campaign_delay, leader_status, reaches_majority};
 use crate::controller_client::ClusterView;
 use crate::metrics::BrokerMetrics;
 use crate::peers::campaign::{elect, greet, held_vote, take_over};
 use crate::peers::membership::{change_voters, has_voters};
 use crate::peers::{LinkTable, Peers};
 use crate::replica::{Leadership, Replica};
+use crate::replicas::Replicas;
 
-/// Campaigns at the same time.
-const CAMPAIGNS_MAX: usize = 64;
 /// How long one campaign is waited for before the next attempt is considered.
 const CAMPAIGN_TIMEOUT: Duration = Duration::from_millis(150);
 /// Same, for a new group: the others may not have opened their replicas yet.
 const NEW_TIMEOUT: Duration = Duration::from_millis(40);
 /// Same, where a shorter log was in the way: the first attempt often meets a term that is taken.
 const NUDGED_TIMEOUT: Duration = Duration::from_millis(20);
-/// When a broker dies that led many partitions, the second candidate of each waits longer, since
-/// the first one has many campaigns to run.
+/// The second candidate of each partition waits longer the more partitions have no leader, since the
+/// first one has as many campaigns to run. One that cannot win says so, and is not waited for.
 const STAGGER_PER_GROUP: Duration = Duration::from_millis(1);
-const STAGGER_EXTRA_MAX: Duration = Duration::from_millis(600);
-/// Leaders given back in one pass, and the time between passes.
-const HAND_BACKS_MAX: usize = 32;
-const HAND_BACK_INTERVAL: Duration = Duration::from_millis(300);
-/// Entries that a preferred leader may be behind when it gets its partition back.
-const HAND_BACK_LAG_MAX: u64 = 64;
-const HAND_BACK_TIMEOUT: Duration = Duration::from_secs(5);
+const STAGGER_EXTRA_MAX: Duration = Duration::from_secs(10);
+/// A partition that was used so recently counts as in use.
+const IN_USE: Duration = Duration::from_secs(10);
+/// What happened to many partitions is told in one line per interval.
+const SUMMARY_INTERVAL: Duration = Duration::from_secs(1);
 /// Voters of groups changed at the same time: a new replica copies its whole log.
 const CHANGES_MAX: usize = 4;
 const CHANGE_RETRY_DELAY: Duration = Duration::from_secs(2);
@@ -55,7 +56,11 @@ pub struct DriverOptions {
     pub timing: CampaignTiming,
     /// None: leadership stays where it is.
     pub preferred_leader_delay: Option<Duration>,
+    /// A leader that reaches no majority for this long leads no more.
+    pub step_down_after: Duration,
     pub peers: Peers,
+    /// Tells which partitions clients ask for.
+    pub replicas: Replicas,
     pub view: watch::Receiver<ClusterView>,
     pub groups: mpsc::UnboundedReceiver<GroupEvent>,
     pub nudges: mpsc::Receiver<RaftGroupId>,
@@ -69,12 +74,13 @@ pub struct DriverOptions {
 
 /// A change of what this broker leads.
 pub enum LedEvent {
-    Leads(RaftGroupId, Arc<Replica>, Leadership),
+    Leads(RaftGroupId, Place, Arc<Replica>, Leadership),
     Follows(RaftGroupId),
 }
 
 struct Group {
     replica: Arc<Replica>,
+    place: Place,
     replicas: Vec<ReplicaId>,
     leadership: Leadership,
     status: LeaderStatus,
@@ -82,7 +88,13 @@ struct Group {
     /// The last leader is certainly gone, so leases need not be waited for.
     leader_gone: bool,
     due: Option<Instant>,
+    /// Since when this leader reaches no majority, and when that is too long.
+    step_down_at: Option<Instant>,
+    /// A client asked for a leader since there is none.
+    missed: bool,
+    /// In the queue, or running.
     campaigning: bool,
+    running: bool,
     handing_back: bool,
     changing_voters: bool,
     stop_watching: CancellationToken,
@@ -102,12 +114,13 @@ struct Driver {
     due: BinaryHeap<Reverse<(Instant, RaftGroupId)>>,
     links: LinkTable,
     up_since: HashMap<BrokerId, Instant>,
-    /// Added to the stagger, for the number of partitions that lost their leader at once.
-    stagger_extra: Duration,
+    /// Groups of which no living leader is known.
+    leaderless: u32,
     fenced: BTreeSet<BrokerId>,
     next_hand_back: Option<Instant>,
     events: mpsc::UnboundedSender<TaskEvent>,
-    campaigns: Arc<Semaphore>,
+    campaigns: CampaignQueue,
+    summary: Summary,
     changes: Arc<Semaphore>,
     tasks: TaskTracker,
 }
@@ -118,17 +131,19 @@ pub async fn run(options: DriverOptions) {
     let mut links = options.peers.links();
     let mut view = options.view.clone();
     let stop = options.stop.clone();
+    let replicas = options.replicas.clone();
     let mut driver = Driver {
         options,
         groups: HashMap::new(),
         due: BinaryHeap::new(),
         links: LinkTable::default(),
         up_since: HashMap::new(),
-        stagger_extra: Duration::ZERO,
+        leaderless: 0,
         fenced: BTreeSet::new(),
         next_hand_back: None,
         events,
-        campaigns: Arc::new(Semaphore::new(CAMPAIGNS_MAX)),
+        campaigns: CampaignQueue::default(),
+        summary: Summary::default(),
         changes: Arc::new(Semaphore::new(CHANGES_MAX)),
         tasks: TaskTracker::new(),
     };
@@ -149,6 +164,7 @@ pub async fn run(options: DriverOptions) {
             Some(event) = driver.options.groups.recv() => driver.group_event(event),
             Some(event) = task_events.recv() => driver.task_event(event),
             Some(group) = driver.options.nudges.recv() => driver.nudged(group),
+            missed = replicas.missed() => missed.into_iter().for_each(|group| driver.missed(group)),
             changed = view.changed() => {
                 if changed.is_err() {
                     break;
@@ -171,33 +187,49 @@ pub async fn run(options: DriverOptions) {
 impl Driver {
     fn wake_at(&self) -> Option<Instant> {
         let due = self.due.peek().map(|Reverse((at, _))| *at);
-        [due, self.next_hand_back].into_iter().flatten().min()
+        [due, self.next_hand_back, self.summary.at]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     fn group_event(&mut self, event: GroupEvent) {
         match event {
-            GroupEvent::Opened(Assigned { group, replicas }, replica) => {
+            GroupEvent::Opened(assigned, replica) => {
+                let Assigned {
+                    group,
+                    place,
+                    replicas,
+                } = assigned;
                 let stop_watching = self.options.stop.child_token();
                 self.watch_leadership(group, &replica, stop_watching.clone());
                 let state = Group {
                     leadership: *replica.leadership().borrow(),
                     replica,
+                    place,
                     replicas,
                     status: LeaderStatus::None,
                     attempts: 0,
                     leader_gone: false,
                     due: None,
+                    step_down_at: None,
+                    missed: false,
                     campaigning: false,
+                    running: false,
                     handing_back: false,
                     changing_voters: false,
                     stop_watching,
                 };
-                self.groups.insert(group, state);
+                self.leaderless = self.leaderless.saturating_add(1);
+                if let Some(before) = self.groups.insert(group, state) {
+                    self.forget(&before);
+                }
                 self.leadership_changed(group);
             }
-            GroupEvent::Assigned(Assigned { group, replicas }) => {
+            GroupEvent::Assigned(assigned) => {
+                let group = assigned.group;
                 if let Some(state) = self.groups.get_mut(&group) {
-                    state.replicas = replicas;
+                    state.replicas = assigned.replicas;
                     self.check_voters(group);
                     self.evaluate(group);
                     self.plan_hand_back(HAND_BACK_INTERVAL);
@@ -205,10 +237,17 @@ impl Driver {
             }
             GroupEvent::Closed(group) => {
                 if let Some(state) = self.groups.remove(&group) {
-                    state.stop_watching.cancel();
+                    self.forget(&state);
                     self.options.led.send(LedEvent::Follows(group)).ok();
                 }
             }
+        }
+    }
+
+    fn forget(&mut self, state: &Group) {
+        state.stop_watching.cancel();
+        if !has_leader(state.status) {
+            self.leaderless = self.leaderless.saturating_sub(1);
         }
     }
 
@@ -235,6 +274,7 @@ impl Driver {
         match event {
             TaskEvent::Leadership(group) => self.leadership_changed(group),
             TaskEvent::Campaigned(group) => {
+                self.campaigns.ended();
                 if let Some(state) = self.groups.get_mut(&group) {
                     debug!(
                         raft_group_id = group.0,
@@ -243,10 +283,12 @@ impl Driver {
                         "a campaign has ended"
                     );
                     state.campaigning = false;
+                    state.running = false;
                     state.attempts = state.attempts.saturating_add(1);
                     state.due = None;
                     self.evaluate(group);
                 }
+                self.start_campaigns();
             }
             TaskEvent::HandedBack(group) => {
                 if let Some(state) = self.groups.get_mut(&group) {
@@ -308,18 +350,20 @@ impl Driver {
         state.leadership = now;
         if before.is_leader != now.is_leader || before.leader_epoch != now.leader_epoch {
             if now.is_leader {
-                info!(
+                debug!(
                     raft_group_id = group.0,
                     leader_epoch = now.leader_epoch.0,
                     "leads a partition"
                 );
                 self.options.metrics.leaders_elected.inc();
+                self.summary.gained();
             } else if before.is_leader {
-                info!(raft_group_id = group.0, "leads a partition no more");
+                debug!(raft_group_id = group.0, "leads a partition no more");
+                self.summary.lost();
             }
         }
         let event = match now.is_leader {
-            true => LedEvent::Leads(group, state.replica.clone(), now),
+            true => LedEvent::Leads(group, state.place, state.replica.clone(), now),
             false => LedEvent::Follows(group),
         };
         self.options.led.send(event).ok();
@@ -348,20 +392,6 @@ impl Driver {
                 self.up_since.remove(broker);
             }
         }
-        let lost = self.groups.values().filter(|group| {
-            let leader = group.leadership.leader;
-            leader.is_some_and(|leader| {
-                let (was, is) = (
-                    before.status(leader.broker_id),
-                    self.links.status(leader.broker_id),
-                );
-                was != is && !is.is_up()
-            })
-        });
-        let lost = u32::try_from(lost.count()).unwrap_or(u32::MAX);
-        self.stagger_extra = STAGGER_PER_GROUP
-            .saturating_mul(lost)
-            .min(STAGGER_EXTRA_MAX);
         for broker in came_up {
             self.greet(broker);
         }
@@ -424,7 +454,25 @@ impl Driver {
             && !*self.options.draining.borrow()
         {
             state.leader_gone = true;
+            state.campaigning = true;
             self.campaign(group, NUDGED_TIMEOUT, now);
+        }
+    }
+
+    /// A client asks for a partition that has no leader here: it does not wait behind others.
+    fn missed(&mut self, id: RaftGroupId) {
+        let Some(group) = self.groups.get_mut(&id) else {
+            return;
+        };
+        if has_leader(group.status) || std::mem::replace(&mut group.missed, true) {
+            return;
+        }
+        if group.campaigning {
+            self.campaigns.push(id, true);
+            self.start_campaigns();
+        } else {
+            group.due = None;
+            self.evaluate(id);
         }
     }
 
@@ -451,12 +499,34 @@ impl Driver {
         };
         let status = leader_status(&view, &world);
         let mut timing = self.options.timing;
-        timing.stagger = timing.stagger.saturating_add(self.stagger_extra);
+        if !group.missed {
+            let extra = STAGGER_PER_GROUP
+                .saturating_mul(self.leaderless)
+                .min(STAGGER_EXTRA_MAX);
+            timing.stagger = timing.stagger.saturating_add(extra);
+        }
         let delay = campaign_delay(&view, &world, status, &timing);
-        let changed = status != std::mem::replace(&mut group.status, status);
-        if matches!(status, LeaderStatus::Me | LeaderStatus::Live) {
+        let before = std::mem::replace(&mut group.status, status);
+        let changed = status != before;
+        match (has_leader(before), has_leader(status)) {
+            (true, false) => self.leaderless = self.leaderless.saturating_add(1),
+            (false, true) => self.leaderless = self.leaderless.saturating_sub(1),
+            _ => {}
+        }
+        if has_leader(status) {
             group.attempts = 0;
             group.leader_gone = false;
+            group.missed = false;
+        }
+        let cut_off = status == LeaderStatus::Me && !reaches_majority(&view, &self.links);
+        match group.step_down_at {
+            None if cut_off => {
+                let at = Instant::now() + self.options.step_down_after;
+                group.step_down_at = Some(at);
+                self.due.push(Reverse((at, id)));
+            }
+            Some(_) if !cut_off => group.step_down_at = None,
+            _ => {}
         }
         group.leader_gone |= status.is_certainly_gone();
         let Some(delay) = delay.filter(|_| !group.campaigning && !*self.options.draining.borrow())
@@ -482,51 +552,73 @@ impl Driver {
             && at <= now
         {
             self.due.pop();
-            if self
-                .groups
-                .get(&id)
-                .is_some_and(|group| group.due == Some(at))
-            {
+            let Some(group) = self.groups.get(&id) else {
+                continue;
+            };
+            if group.step_down_at == Some(at) {
+                self.step_down(id);
+            } else if group.due == Some(at) {
                 // It may have become unnecessary without an event, as when a leader spoke.
-                let before = self.groups.get(&id).map(|group| group.status);
+                let before = group.status;
                 self.evaluate(id);
-                let still = self
-                    .groups
-                    .get(&id)
-                    .is_some_and(|group| group.due == Some(at) && Some(group.status) == before);
-                if still {
-                    let is_new = self
-                        .groups
-                        .get(&id)
-                        .is_some_and(|group| held_vote(&group.replica).term == 0);
-                    let limit = if is_new {
-                        NEW_TIMEOUT
-                    } else {
-                        CAMPAIGN_TIMEOUT
-                    };
-                    self.campaign(id, limit, now);
+                if let Some(group) = self.groups.get_mut(&id)
+                    && group.due == Some(at)
+                    && group.status == before
+                {
+                    group.due = None;
+                    group.campaigning = true;
+                    let in_use = group.missed || group.replica.engine().idle_for() < IN_USE;
+                    self.campaigns.push(id, in_use);
                 }
             }
         }
+        self.start_campaigns();
         if self.next_hand_back.is_some_and(|at| at <= now) {
             self.next_hand_back = None;
             self.hand_back(now);
         }
+        self.summary.tell(now);
     }
 
+    /// Starts as many campaigns as may run, each only if it is still needed.
+    fn start_campaigns(&mut self) {
+        while let Some(id) = self.campaigns.pop() {
+            // It may have been asked for twice, and run already.
+            let waits = |group: &Group| group.campaigning && !group.running;
+            if !self.groups.get(&id).is_some_and(waits) {
+                continue;
+            }
+            self.evaluate(id);
+            let draining = *self.options.draining.borrow();
+            let Some(group) = self.groups.get_mut(&id) else {
+                continue;
+            };
+            if has_leader(group.status) || draining {
+                group.campaigning = false;
+                continue;
+            }
+            let limit = match held_vote(&group.replica).term {
+                0 => NEW_TIMEOUT,
+                _ => CAMPAIGN_TIMEOUT,
+            };
+            self.campaign(id, limit, Instant::now());
+        }
+    }
+
+    /// Of a group that is marked as campaigning.
     fn campaign(&mut self, id: RaftGroupId, limit: Duration, now: Instant) {
         let Some(group) = self.groups.get_mut(&id) else {
             return;
         };
-        group.campaigning = true;
+        group.running = true;
         group.due = None;
+        self.campaigns.started();
         let (replica, by_force) = (group.replica.clone(), group.leader_gone);
-        info!(raft_group_id = id.0, status = ?group.status, by_force, "campaigns for a partition");
+        debug!(raft_group_id = id.0, status = ?group.status, by_force, "campaigns for a partition");
         self.options.metrics.campaigns.inc();
-        let (events, campaigns) = (self.events.clone(), self.campaigns.clone());
+        let events = self.events.clone();
         let metrics = self.options.metrics.clone();
         self.tasks.spawn(async move {
-            let _permit = campaigns.acquire_owned().await;
             let mut leadership = replica.leadership();
             let known = *leadership.borrow_and_update();
             if by_force {
@@ -548,6 +640,24 @@ impl Driver {
         });
     }
 
+    /// A leader that no majority hears refuses what it cannot commit, and lets the others be.
+    fn step_down(&mut self, id: RaftGroupId) {
+        let Some(group) = self.groups.get_mut(&id) else {
+            return;
+        };
+        group.step_down_at = None;
+        self.evaluate(id);
+        let Some(group) = self.groups.get_mut(&id) else {
+            return;
+        };
+        if group.step_down_at.take().is_none() {
+            return;
+        }
+        self.summary.stepped_down();
+        let replica = group.replica.clone();
+        self.tasks.spawn(async move { replica.step_down().await });
+    }
+
     fn plan_hand_back(&mut self, delay: Duration) {
         if self.options.preferred_leader_delay.is_some() && self.next_hand_back.is_none() {
             self.next_hand_back = Some(Instant::now() + delay);
@@ -563,15 +673,15 @@ impl Driver {
             return;
         }
         let image = self.options.view.borrow().image.clone();
-        let in_sync: HashMap<RaftGroupId, Vec<BrokerId>> = image
-            .topics
-            .values()
-            .flat_map(|topic| &topic.partitions)
-            .filter(|partition| self.groups.contains_key(&partition.raft_group_id))
-            .map(|partition| (partition.raft_group_id, partition.isr.clone()))
-            .collect();
+        let view = HandBackView {
+            up_since: &self.up_since,
+            fenced: &self.fenced,
+            delay,
+            now,
+        };
         let mut count = 0usize;
-        let mut later = None;
+        let mut later: Option<Instant> = None;
+        let mut again_at = |at: Instant| later = Some(later.map_or(at, |later| later.min(at)));
         for (id, group) in &mut self.groups {
             let Some(preferred) = group.replicas.first().copied() else {
                 continue;
@@ -580,28 +690,23 @@ impl Driver {
             if !leads || group.handing_back || preferred == group.replica.replica_id() {
                 continue;
             }
+            match view.decide(&group.replica, preferred, group.place.find(&image, *id)) {
+                HandBack::No => continue,
+                HandBack::Later(at) => {
+                    again_at(at);
+                    continue;
+                }
+                HandBack::Now if count == HAND_BACKS_MAX => {
+                    again_at(now + HAND_BACK_INTERVAL);
+                    break;
+                }
+                HandBack::Now => {}
+            }
             let broker = preferred.broker_id;
-            let Some(up_since) = self.up_since.get(&broker) else {
-                continue;
-            };
-            if now < *up_since + delay {
-                later =
-                    Some(later.map_or(*up_since + delay, |at: Instant| at.min(*up_since + delay)));
-                continue;
-            }
-            let in_isr = in_sync.get(id).is_some_and(|isr| isr.contains(&broker));
-            if !in_isr || self.fenced.contains(&broker) {
-                // The image changes when that does.
-                continue;
-            }
-            if count == HAND_BACKS_MAX || !is_caught_up(&group.replica, preferred) {
-                later = Some(now + HAND_BACK_INTERVAL);
-                continue;
-            }
             count = count.saturating_add(1);
             group.handing_back = true;
             let (replica, events, id) = (group.replica.clone(), self.events.clone(), *id);
-            info!(
+            debug!(
                 raft_group_id = id.0,
                 to = broker.0,
                 "gives a partition back"
@@ -615,18 +720,56 @@ impl Driver {
     }
 }
 
-fn is_caught_up(replica: &Replica, follower: ReplicaId) -> bool {
-    let Some(progress) = replica.progress() else {
-        return false;
-    };
-    let matched = progress
-        .followers
-        .iter()
-        .find(|other| other.replica == follower);
-    let Some(matched) = matched.and_then(|other| other.matched) else {
-        return false;
-    };
-    progress
-        .last_index
-        .is_none_or(|last| last.saturating_sub(matched) <= HAND_BACK_LAG_MAX)
+fn has_leader(status: LeaderStatus) -> bool {
+    matches!(status, LeaderStatus::Me | LeaderStatus::Live)
+}
+
+/// Counts what happens to partitions, and tells it in one line.
+#[derive(Default)]
+struct Summary {
+    gained: u64,
+    lost: u64,
+    stepped_down: u64,
+    at: Option<Instant>,
+}
+
+impl Summary {
+    fn gained(&mut self) {
+        self.gained = self.gained.saturating_add(1);
+        self.plan();
+    }
+
+    fn lost(&mut self) {
+        self.lost = self.lost.saturating_add(1);
+        self.plan();
+    }
+
+    fn stepped_down(&mut self) {
+        self.stepped_down = self.stepped_down.saturating_add(1);
+        self.plan();
+    }
+
+    fn plan(&mut self) {
+        self.at
+            .get_or_insert_with(|| Instant::now() + SUMMARY_INTERVAL);
+    }
+
+    fn tell(&mut self, now: Instant) {
+        if self.at.is_none_or(|at| at > now) {
+            return;
+        }
+        let Summary {
+            gained,
+            lost,
+            stepped_down,
+            ..
+        } = std::mem::take(self);
+        if stepped_down > 0 {
+            warn!(
+                partitions = stepped_down,
+                "reaches no majority of the replicas of some partitions: leads them no more"
+            );
+        }
+        info!(gained, lost, "the partitions led here changed");
+    }
 }

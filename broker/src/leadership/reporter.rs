@@ -9,14 +9,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chronik_proto::v1;
-use chronik_types::cluster_image::{ClusterImage, Partition};
-use chronik_types::id::{BrokerId, PartitionIndex, RaftGroupId, ReplicaId, TopicId};
+use chronik_types::cluster_image::Partition;
+use chronik_types::id::{BrokerId, RaftGroupId, ReplicaId};
 use futures::future::BoxFuture;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
+use super::Place;
 use super::driver::LedEvent;
 use super::progress::{FollowerState, Followers};
 use crate::controller_client::{ClusterView, ControllerClient, ReportError};
@@ -47,8 +48,7 @@ pub struct ReporterOptions {
 struct Led {
     replica: Arc<Replica>,
     leadership: Leadership,
-    /// Where the partition is in the image; found once.
-    place: Option<(TopicId, PartitionIndex)>,
+    place: Place,
     /// Made when the partition is found in the image.
     followers: Option<(Vec<ReplicaId>, Followers)>,
     states: BTreeMap<BrokerId, FollowerState>,
@@ -138,7 +138,7 @@ fn take_event(led: &mut HashMap<RaftGroupId, Led>, event: LedEvent) {
         LedEvent::Follows(group) => {
             led.remove(&group);
         }
-        LedEvent::Leads(group, replica, leadership) => {
+        LedEvent::Leads(group, place, replica, leadership) => {
             let same = led
                 .get(&group)
                 .is_some_and(|led| led.leadership.leader_epoch == leadership.leader_epoch);
@@ -147,7 +147,7 @@ fn take_event(led: &mut HashMap<RaftGroupId, Led>, event: LedEvent) {
                 let new = Led {
                     replica,
                     leadership,
-                    place: None,
+                    place,
                     followers: None,
                     states,
                     sent: None,
@@ -182,7 +182,7 @@ fn observe(led: &mut HashMap<RaftGroupId, Led>, options: &ReporterOptions, all: 
         let Some(progress) = led.replica.progress() else {
             continue;
         };
-        let Some(partition) = find(&image, *group, &mut led.place) else {
+        let Some(partition) = led.place.find(&image, *group) else {
             continue;
         };
         let assigned = led.followers.as_ref().map(|(replicas, _)| replicas);
@@ -209,25 +209,6 @@ fn observe(led: &mut HashMap<RaftGroupId, Led>, options: &ReporterOptions, all: 
     changed
 }
 
-fn find<'a>(
-    image: &'a ClusterImage,
-    group: RaftGroupId,
-    place: &mut Option<(TopicId, PartitionIndex)>,
-) -> Option<&'a Partition> {
-    if let Some((topic_id, index)) = place
-        && let Some(partition) = image
-            .topic(*topic_id)
-            .and_then(|topic| topic.partition(*index))
-    {
-        return Some(partition);
-    }
-    image.topics.values().find_map(|topic| {
-        let partition = topic.partitions.iter().find(|p| p.raft_group_id == group)?;
-        *place = Some((topic.topic_id, partition.partition));
-        Some(partition)
-    })
-}
-
 /// Reports that are to be sent now, and when the next one is if there are none.
 fn due_reports(
     led: &mut HashMap<RaftGroupId, Led>,
@@ -244,7 +225,7 @@ fn due_reports(
     let mut reports = Vec::new();
     let mut next: Option<Instant> = None;
     for (group, led) in led {
-        let Some(partition) = find(&image, *group, &mut led.place) else {
+        let Some(partition) = led.place.find(&image, *group) else {
             continue;
         };
         if !differs(
@@ -336,6 +317,7 @@ fn report(
 #[cfg(test)]
 mod tests {
     use chronik_types::epoch::{LeaderEpoch, PartitionEpoch};
+    use chronik_types::id::PartitionIndex;
 
     use super::*;
     use FollowerState::{CaughtUp, Unreachable};

@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use chronik_types::id::ReplicaId;
 use openraft::async_runtime::watch::WatchReceiver;
-use openraft::raft::TransferLeaderRequest;
+use openraft::errors::Fatal;
+use openraft::raft::{TransferLeaderRequest, TransferLeaderResponse};
 use tokio::time::timeout;
 
 use crate::replica::Replica;
+use crate::replica::raft_config::{Raft, TypeConfig};
 
 /// The vote that a replica holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,7 +21,7 @@ pub struct HeldVote {
 }
 
 pub fn held_vote(replica: &Replica) -> HeldVote {
-    let vote = replica.raft().server_metrics().borrow_watched().vote;
+    let vote = replica.vote();
     HeldVote {
         term: vote.leader_id.term,
         voted_for: vote.leader_id.voted_for,
@@ -30,24 +32,59 @@ pub fn held_vote(replica: &Replica) -> HeldVote {
 /// Campaigns as if the dead leader had handed leadership to this replica: leases do not hold it up.
 /// Votes and logs are checked as in any election, so it is safe even if the leader lives.
 pub async fn take_over(replica: &Replica, limit: Duration) {
-    let vote = replica.raft().server_metrics().borrow_watched().vote;
-    let request = TransferLeaderRequest::new(vote, replica.replica_id(), None);
-    // It waits for this replica's vote to be on disk, which may be unknown after a restart.
-    let taken = timeout(limit, replica.raft().handle_transfer_leader(request)).await;
-    if !matches!(taken, Ok(Ok(Ok(())))) {
-        // An error says that the replica has stopped; its owner sees that too.
-        let _ = replica.raft().trigger().elect(false).await;
+    // An error says that the replica has stopped; its owner sees that too.
+    let Ok(raft) = replica.wake().await else {
+        return;
+    };
+    if !has_flushed(&raft) {
+        let _ = raft.trigger().elect(false).await;
+        return;
     }
+    let vote = raft.server_metrics().borrow_watched().vote;
+    let request = TransferLeaderRequest::new(vote, replica.replica_id(), None);
+    // It waits for this replica's log to be on disk.
+    let taken = timeout(limit, raft.handle_transfer_leader(request)).await;
+    if !matches!(taken, Ok(Ok(Ok(())))) {
+        let _ = raft.trigger().elect(false).await;
+    }
+}
+
+/// A Raft that was just opened has written nothing yet, and before it takes over it would wait in vain
+/// for something to be written. All that it found is on disk.
+pub(super) fn has_flushed(raft: &Raft) -> bool {
+    raft.watch_log_progress().get().is_some()
+}
+
+/// Takes over as a leader asks that hands over to this replica.
+pub(super) async fn accept_transfer(
+    raft: &Raft,
+    request: TransferLeaderRequest<TypeConfig>,
+) -> Result<TransferLeaderResponse<TypeConfig>, Fatal<TypeConfig>> {
+    let (is_ours, has_all) = {
+        let metrics = raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        let last = raft.data_metrics().borrow_watched().last_log;
+        let is_ours = metrics.id == request.to_node_id && metrics.vote == request.from_leader;
+        (is_ours, last >= request.last_log_id)
+    };
+    if is_ours && has_all && !has_flushed(raft) {
+        raft.trigger().elect(false).await?;
+        return Ok(Ok(()));
+    }
+    raft.handle_transfer_leader(request).await
 }
 
 /// An ordinary election, after a round that asks whether it could be won.
 pub async fn elect(replica: &Replica) {
-    let _ = replica.raft().trigger().elect(true).await;
+    let _ = replica.campaign(true).await;
 }
 
 /// Tells a follower that can be reached again who leads, and sends what it missed without waiting
 /// out the backoff.
 pub async fn greet(replica: &Replica, follower: ReplicaId) {
-    let _ = replica.raft().trigger().reset_backoff([follower]).await;
-    let _ = replica.raft().trigger().heartbeat().await;
+    let Some(raft) = replica.raft() else {
+        return;
+    };
+    let _ = raft.trigger().reset_backoff([follower]).await;
+    let _ = raft.trigger().heartbeat().await;
 }

@@ -123,6 +123,7 @@ pub async fn dial(
     }
     link.disconnected();
     link.set_state(LinkState::Connecting);
+    link.given_up();
 }
 
 struct Dialled {
@@ -198,18 +199,17 @@ async fn run(link: &Link, connection: Dialled, timing: LinkTiming) -> DialError 
     let mut sequence = 0u64;
     let mut heard = Instant::now();
     let mut last_tick = Instant::now();
-    let mut silent = false;
+    let (mut silent, mut one_way) = (false, false);
     loop {
         tokio::select! {
             biased;
             frame = next_frame(&mut inbound) => match frame {
                 Ok(frame) => {
                     heard = Instant::now();
-                    if silent {
-                        silent = false;
-                        link.set_state(LinkState::Up);
-                    }
-                    link.receive(frame);
+                    one_way = link.receive(frame).unwrap_or(one_way);
+                    silent = false;
+                    // Published only where it changes something.
+                    link.set_state(if one_way { LinkState::OneWay } else { LinkState::Up });
                 }
                 Err(error) => return error,
             },

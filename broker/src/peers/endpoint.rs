@@ -5,15 +5,15 @@ use std::sync::Arc;
 use chronik_types::id::{RaftGroupId, ReplicaId};
 use futures::future::BoxFuture;
 use futures::stream::{BoxStream, StreamExt};
-use openraft::async_runtime::watch::WatchReceiver;
 use openraft::raft::{
     AppendEntriesRequest, StreamAppendResult, TransferLeaderRequest, TransferLeaderResponse,
     VoteRequest, VoteResponse,
 };
 
-use crate::replica::Replica;
-use crate::replica::raft_config::{Raft, TypeConfig, Vote};
-use crate::replicas::Replicas;
+use super::campaign::accept_transfer;
+use crate::replica::raft_config::{TypeConfig, Vote};
+use crate::replica::{Replica, append_session};
+use crate::replicas::WeakReplicas;
 
 /// The replica has stopped, and why.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -53,7 +53,7 @@ pub trait RaftGroups: Send + Sync + 'static {
     fn endpoint(&self, group: RaftGroupId) -> Option<Arc<dyn RaftEndpoint>>;
 }
 
-impl RaftGroups for Replicas {
+impl RaftGroups for WeakReplicas {
     fn endpoint(&self, group: RaftGroupId) -> Option<Arc<dyn RaftEndpoint>> {
         self.get(group)
             .map(|replica| replica as Arc<dyn RaftEndpoint>)
@@ -70,17 +70,21 @@ impl RaftEndpoint for Replica {
     }
 
     fn append_stream(&self, requests: AppendRequests) -> AppendResults {
-        let results = self.raft().stream_append(requests);
-        Box::pin(results.map(|result| result.map_err(stopped)))
+        let answers = append_session::answers(self.engine().clone(), requests);
+        Box::pin(answers.map(|answer| answer.map_err(stopped)))
     }
 
     fn heartbeat(
         &self,
         request: AppendEntriesRequest<TypeConfig>,
     ) -> BoxFuture<'static, Result<StreamAppendResult<TypeConfig>, Stopped>> {
-        let raft: Raft = self.raft().clone();
+        let engine = self.engine().clone();
         Box::pin(async move {
+            if let Some(answer) = engine.answer_at_rest(&request) {
+                return Ok(answer);
+            }
             let matched = request.prev_log_id;
+            let raft = engine.wake().await.map_err(stopped)?;
             let response = raft.append_entries(request).await.map_err(stopped)?;
             Ok(response.into_stream_result(matched, matched))
         })
@@ -91,8 +95,9 @@ impl RaftEndpoint for Replica {
         request: VoteRequest<TypeConfig>,
         pre_vote: bool,
     ) -> BoxFuture<'static, Result<VoteResponse<TypeConfig>, Stopped>> {
-        let raft: Raft = self.raft().clone();
+        let engine = self.engine().clone();
         Box::pin(async move {
+            let raft = engine.wake().await.map_err(stopped)?;
             let response = if pre_vote {
                 raft.pre_vote(request).await
             } else {
@@ -106,12 +111,15 @@ impl RaftEndpoint for Replica {
         &self,
         request: TransferLeaderRequest<TypeConfig>,
     ) -> BoxFuture<'static, Result<TransferLeaderResponse<TypeConfig>, Stopped>> {
-        let raft: Raft = self.raft().clone();
-        Box::pin(async move { raft.handle_transfer_leader(request).await.map_err(stopped) })
+        let engine = self.engine().clone();
+        Box::pin(async move {
+            let raft = engine.wake().await.map_err(stopped)?;
+            accept_transfer(&raft, request).await.map_err(stopped)
+        })
     }
 
     fn current_vote(&self) -> Vote {
-        self.raft().server_metrics().borrow_watched().vote
+        self.vote()
     }
 
     fn is_leader(&self) -> bool {

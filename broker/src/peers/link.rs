@@ -7,10 +7,12 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use chronik_proto::v1;
 use chronik_types::id::BrokerId;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::time::Instant;
 use uuid::Uuid;
 use v1::peer_message::Message;
 
@@ -67,6 +69,8 @@ pub struct Link {
     inner: Mutex<Inner>,
     budget: Arc<Semaphore>,
     table: watch::Sender<LinkTable>,
+    /// Since when the peer's answers fail to come, while it is dialled.
+    unanswered_since: Mutex<Option<Instant>>,
 }
 
 impl Link {
@@ -80,6 +84,7 @@ impl Link {
             }),
             budget: Arc::new(Semaphore::new(LINK_BYTES_MAX)),
             table,
+            unanswered_since: Mutex::default(),
         })
     }
 
@@ -203,16 +208,42 @@ impl Link {
             let mut after = before;
             change(&mut after);
             table.0.insert(self.peer, after);
+            let mut since = self.unanswered_since();
+            match after.state {
+                LinkState::Up | LinkState::OneWay => *since = None,
+                LinkState::Silent | LinkState::Unreachable | LinkState::Refused => {
+                    since.get_or_insert_with(Instant::now);
+                }
+                // Nothing is known until the attempt ends.
+                LinkState::Connecting => {}
+            }
             before != after
         });
     }
 
-    /// Hands one frame of answers to those who wait for them.
-    pub(super) fn receive(&self, frame: v1::PeerFrame) {
+    /// How long the peer has not answered; zero while it does, or where that is not known.
+    pub(super) fn unanswered_for(&self) -> Duration {
+        self.unanswered_since()
+            .map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    /// Nobody dials the peer any more.
+    pub(super) fn given_up(&self) {
+        *self.unanswered_since() = None;
+    }
+
+    fn unanswered_since(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.unanswered_since
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Hands one frame of answers to those who wait for them. Some: a pong came, and whether the
+    /// peer says that it does not reach us.
+    pub(super) fn receive(&self, frame: v1::PeerFrame) -> Option<bool> {
+        let mut unreached = None;
         let mut inner = self.lock();
-        let Some(connection) = inner.connection.as_mut() else {
-            return;
-        };
+        let connection = inner.connection.as_mut()?;
         for message in frame.messages {
             match message.message {
                 Some(Message::AppendAnswer(answer)) => {
@@ -236,10 +267,11 @@ impl Link {
                     // Nobody waits any more: fine.
                     let _ = waiting.send(result);
                 }
-                // Pongs only show that the peer is alive, which any frame does.
+                Some(Message::Pong(pong)) => unreached = Some(pong.unreached),
                 _ => {}
             }
         }
+        unreached
     }
 
     fn error(&self, error: Option<v1::PeerError>) -> LinkError {

@@ -31,7 +31,10 @@ pub enum MembershipError {
 
 /// Whether exactly these replicas vote, with no change under way.
 pub fn has_voters(replica: &Replica, wanted: &BTreeSet<ReplicaId>) -> bool {
-    let metrics = replica.raft().server_metrics();
+    let Some(raft) = replica.raft() else {
+        return false;
+    };
+    let metrics = raft.server_metrics();
     let metrics = metrics.borrow_watched();
     let configs = metrics.membership_config.membership().get_joint_config();
     configs.len() == 1 && configs[0] == *wanted
@@ -43,7 +46,7 @@ pub async fn change_voters(
     replica: &Replica,
     wanted: &BTreeSet<ReplicaId>,
 ) -> Result<(), MembershipError> {
-    let raft = replica.raft();
+    let raft = replica.raft().ok_or(MembershipError::NotLeader)?;
     let members: BTreeSet<ReplicaId> = {
         let metrics = raft.server_metrics();
         let metrics = metrics.borrow_watched();
@@ -93,7 +96,8 @@ fn are_caught_up(replica: &Replica, wanted: &BTreeSet<ReplicaId>) -> Result<bool
         matched.is_none_or(|matched| last.saturating_sub(matched) > LAG_MAX)
     };
     let voters = {
-        let metrics = replica.raft().server_metrics();
+        let raft = replica.raft().ok_or(MembershipError::NotLeader)?;
+        let metrics = raft.server_metrics();
         let metrics = metrics.borrow_watched();
         metrics
             .membership_config

@@ -189,6 +189,13 @@ impl Peers {
             .clone()
     }
 
+    /// Whether this broker has tried to reach that one for a while, and gets no answer.
+    fn does_not_reach(&self, broker: BrokerId) -> bool {
+        let link = self.lock().get(&broker).map(|peer| peer.link.clone());
+        let limit = self.inner.options.timing.silence.saturating_mul(2);
+        link.is_some_and(|link| link.unanswered_for() > limit)
+    }
+
     /// Whether this broker knows a living leader of the group, other than the candidate's broker.
     fn leader_is_alive(&self, route: Route, endpoint: &dyn RaftEndpoint) -> bool {
         if endpoint.is_leader() {

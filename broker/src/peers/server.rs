@@ -165,6 +165,7 @@ impl InboundPeer {
             Message::Ping(ping) => {
                 let pong = v1::PeerPong {
                     sequence: ping.sequence,
+                    unreached: self.peers.does_not_reach(self.broker),
                 };
                 let _ = self.queue.push_control(Message::Pong(pong));
             }

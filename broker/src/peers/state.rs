@@ -11,6 +11,8 @@ pub enum LinkState {
     /// No attempt has succeeded or failed yet.
     Connecting,
     Up,
+    /// We reach the peer, but it says that it does not reach us.
+    OneWay,
     /// Connected, but nothing was heard for a while: the peer may be stopped or cut off.
     Silent,
     /// Attempts to connect fail in a way that says nothing about the peer's process.
@@ -33,8 +35,14 @@ impl LinkStatus {
         incarnation: None,
     };
 
+    /// The way is open in both directions.
     pub fn is_up(&self) -> bool {
         self.state == LinkState::Up
+    }
+
+    /// What is sent to the peer is answered.
+    pub fn is_answered(&self) -> bool {
+        matches!(self.state, LinkState::Up | LinkState::OneWay)
     }
 }
 

@@ -7,6 +7,8 @@ pub mod codec;
 pub mod raft_config;
 
 mod admission;
+pub mod append_session;
+pub mod engine;
 pub mod producer_state;
 mod records;
 mod traces;
@@ -20,6 +22,8 @@ mod queue;
 pub mod read;
 pub mod state_machine;
 
+#[cfg(test)]
+mod engine_test;
 #[cfg(test)]
 mod log_store_test;
 #[cfg(test)]
@@ -43,14 +47,13 @@ use chronik_types::epoch::LeaderEpoch;
 use chronik_types::id::{BrokerId, RaftGroupId, ReplicaId};
 use chronik_types::offset::Offset;
 use chronik_types::topic_config;
-use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{InitializeError, RaftError};
 use openraft::network::{NetSnapshot, RaftNetworkFactory};
 use tokio::sync::watch;
-use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
+use engine::{Engine, RaftHandle, WakeError};
 use log_store::LogStore;
 use queue::Queue;
 use state_machine::{ReplicaState, StateMachine};
@@ -59,7 +62,7 @@ use watermark::Watermark;
 pub use admission::is_corrupt;
 pub use error::{AppendError, LeaderHint, OpenError, ReadError};
 pub use queue::{Acks, AppendFuture, Appended, ProduceItem};
-pub use raft_config::{Batches, Raft, TypeConfig};
+pub use raft_config::{Batches, Raft, TypeConfig, Vote};
 pub use read::{EpochEnd, ReadRequest, ReadResult, TimestampOffset};
 
 /// What the controller last said about the partition, as far as its replica needs it. `reconcile`
@@ -134,19 +137,32 @@ const INTERNAL_APPEND_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Replica {
     replica_id: ReplicaId,
     log: PartitionLog,
-    raft: Raft,
+    engine: Arc<Engine>,
     heartbeat_interval: Duration,
     state: Arc<ReplicaState>,
     queue: Queue,
     partition: watch::Receiver<PartitionState>,
-    leadership_watcher: AbortHandle,
 }
 
 impl Replica {
     /// Opens the log and starts Raft; a new replica waits for `initialize` or for a leader.
     pub async fn open<N>(options: ReplicaOptions<N>) -> Result<Arc<Replica>, OpenError>
     where
-        N: RaftNetworkFactory<TypeConfig>,
+        N: RaftNetworkFactory<TypeConfig> + Clone + Sync,
+        N::Network: NetSnapshot<TypeConfig, SnapshotData = Bytes>,
+    {
+        let replica = Self::open_at_rest(options)?;
+        match replica.engine.wake().await {
+            Ok(_) => Ok(replica),
+            Err(WakeError::Open(error)) => Err(error),
+            Err(error) => Err(OpenError::Raft(error.to_string())),
+        }
+    }
+
+    /// Opens the log only; Raft is started when something needs it.
+    pub fn open_at_rest<N>(options: ReplicaOptions<N>) -> Result<Arc<Replica>, OpenError>
+    where
+        N: RaftNetworkFactory<TypeConfig> + Clone + Sync,
         N::Network: NetSnapshot<TypeConfig, SnapshotData = Bytes>,
     {
         let ReplicaOptions {
@@ -156,27 +172,30 @@ impl Replica {
             raft_config,
             state: partition,
         } = options;
+        if let Some(vote) = log.vote() {
+            codec::decode_vote(&vote)?;
+        }
         let state = Arc::new(ReplicaState::load(log.clone())?);
-        let log_store = LogStore::new(log.clone(), state.traces.clone());
-        let state_machine = StateMachine::new(state.clone());
         let heartbeat_interval = Duration::from_millis(raft_config.heartbeat_interval);
-        let raft = Raft::new(replica_id, raft_config, network, log_store, state_machine)
-            .await
-            .map_err(|fatal| OpenError::Raft(fatal.to_string()))?;
-        let watcher = tokio::spawn(watch_leadership(
-            raft.clone(),
-            state.clone(),
-            log.group_id(),
-        ));
+        let (raft_log, raft_state) = (log.clone(), state.clone());
+        let start: engine::Start = Box::new(move |ended| {
+            let log_store = LogStore::new(raft_log.clone(), raft_state.traces.clone());
+            let state_machine = StateMachine::new(raft_state.clone()).telling(ended);
+            let (config, network) = (raft_config.clone(), network.clone());
+            Box::pin(async move {
+                Raft::new(replica_id, config, network, log_store, state_machine)
+                    .await
+                    .map_err(|fatal| OpenError::Raft(fatal.to_string()))
+            })
+        });
         Ok(Arc::new(Replica {
             replica_id,
+            engine: Engine::new(replica_id, log.clone(), state.clone(), start),
             log,
-            raft,
             heartbeat_interval,
             state,
             queue: Queue::default(),
             partition,
-            leadership_watcher: watcher.abort_handle(),
         }))
     }
 
@@ -188,9 +207,25 @@ impl Replica {
         self.log.group_id()
     }
 
-    /// For the Raft transport and the leadership driver.
-    pub fn raft(&self) -> &Raft {
-        &self.raft
+    /// This replica's Raft, where it runs; a leader's always does. A follower's is closed while the
+    /// replica rests, and stays open while there is a handle: not to be kept.
+    pub fn raft(&self) -> Option<RaftHandle> {
+        self.engine.running()
+    }
+
+    /// This replica's Raft, opened if it does not run: takes milliseconds.
+    pub async fn wake(&self) -> Result<RaftHandle, WakeError> {
+        self.engine.wake().await
+    }
+
+    /// Opens, closes, and knows what a closed Raft would answer.
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
+    /// The vote that this replica holds.
+    pub fn vote(&self) -> Vote {
+        self.engine.vote()
     }
 
     pub fn log(&self) -> &PartitionLog {
@@ -201,15 +236,15 @@ impl Replica {
     /// on every replica of a new group, with the same voters; it starts no election.
     pub async fn initialize(&self, voters: BTreeSet<ReplicaId>) -> Result<(), OpenError> {
         let failed = |error: &dyn std::fmt::Display| OpenError::Initialize(error.to_string());
-        if self
-            .raft
+        let raft = self.wake().await.map_err(|error| failed(&error))?;
+        if raft
             .is_initialized()
             .await
             .map_err(|error| failed(&error))?
         {
             return Ok(());
         }
-        match self.raft.initialize(voters).await {
+        match raft.initialize(voters).await {
             // A leader's first message came in between.
             Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
             Err(error) => Err(failed(&error)),
@@ -295,7 +330,7 @@ impl Replica {
 
     /// None where this replica does not lead.
     pub fn progress(&self) -> Option<Progress> {
-        let metrics = self.raft.data_metrics();
+        let metrics = self.engine.data_metrics()?;
         let metrics = metrics.borrow_watched();
         let replication = metrics.replication.as_ref()?;
         let followers = replication
@@ -315,28 +350,31 @@ impl Replica {
 
     /// Asks Raft to hand leadership over; `leadership` tells when it happened.
     pub async fn transfer_leadership(&self, to: ReplicaId) -> Result<(), AppendError> {
-        let stopped = |_| AppendError::NotLeader { leader: None };
-        self.raft
-            .trigger()
-            .transfer_leader(to)
-            .await
-            .map_err(stopped)
+        let stopped = AppendError::NotLeader { leader: None };
+        let raft = self.raft().ok_or(stopped.clone())?;
+        let asked = raft.trigger().transfer_leader(to).await;
+        asked.map_err(|_| stopped)
     }
 
     /// Starts an election, after a pre-vote round if `pre_vote`.
     pub async fn campaign(&self, pre_vote: bool) -> Result<(), AppendError> {
-        let stopped = |_| AppendError::NotLeader { leader: None };
-        self.raft.trigger().elect(pre_vote).await.map_err(stopped)
+        let stopped = AppendError::NotLeader { leader: None };
+        let raft = self.wake().await.map_err(|_| stopped.clone())?;
+        let asked = raft.trigger().elect(pre_vote).await;
+        asked.map_err(|_| stopped)
+    }
+
+    /// Makes a leader lead no more, at once and whatever it does: proposals under way end with an
+    /// unknown outcome. For one that its followers cannot hear.
+    pub async fn step_down(&self) {
+        self.engine.step_down().await;
     }
 
     /// Stops Raft and saves the replica's state. The log stays open.
     pub async fn shutdown(&self) {
         self.state.is_closing.store(true, Ordering::SeqCst);
         self.queue.close();
-        if let Err(error) = self.raft.shutdown().await {
-            tracing::warn!(raft_group_id = %self.group_id(), %error, "raft stopped with an error");
-        }
-        self.leadership_watcher.abort();
+        self.engine.shut_down().await;
         self.state
             .update_leadership(|leadership| *leadership = Leadership::default());
         self.state.save();
@@ -367,42 +405,5 @@ impl Replica {
                 .count()
         });
         followers + usize::from(has(self.log.durable_index()))
-    }
-}
-
-/// Publishes who leads, from openraft's own view, until Raft stops.
-async fn watch_leadership(raft: Raft, state: Arc<ReplicaState>, raft_group_id: RaftGroupId) {
-    let mut metrics = raft.server_metrics();
-    // Holding the handle would keep Raft's tasks from ending with the replica.
-    drop(raft);
-    loop {
-        let now = {
-            let metrics = metrics.borrow_and_update();
-            let is_leader = metrics.state == ServerState::Leader;
-            let leader = if is_leader {
-                Some(metrics.id)
-            } else {
-                metrics.current_leader
-            };
-            let leader = leader.filter(|leader| is_leader || *leader != metrics.id);
-            let term = metrics.vote.leader_id.term;
-            // A term beyond Kafka's range cannot append: the log store refuses it.
-            let leader_epoch = LeaderEpoch::try_from(term).unwrap_or(LeaderEpoch(i32::MAX));
-            Leadership {
-                leader,
-                leader_epoch,
-                is_leader,
-                ready: false,
-            }
-        };
-        state.update_leadership(|leadership| *leadership = now);
-        if metrics.changed().await.is_err() {
-            state.update_leadership(|leadership| *leadership = Leadership::default());
-            if !state.is_closing.load(Ordering::SeqCst) {
-                // Its storage failed, or openraft did. Peers elect another leader.
-                tracing::error!(%raft_group_id, "a replica's raft stopped by itself");
-            }
-            return;
-        }
     }
 }

@@ -180,8 +180,10 @@ async fn try_propose(
         trace,
     };
     let (responder, receiver) = OneshotResponder::<TypeConfig, _>::new_pair();
-    let proposed = replica
-        .raft
+    let Some(raft) = replica.raft() else {
+        return Tried::Failed(replica.not_leader());
+    };
+    let proposed = raft
         .write(batches)
         .with_leader(CommittedLeaderId { term })
         .responder(responder)
@@ -247,11 +249,14 @@ fn stopped(fatal: &Fatal<TypeConfig>) -> AppendError {
 /// A leader that has not heard from a majority for a while (a resting group sends no heartbeats)
 /// asks it before it writes again.
 async fn renew_lease(replica: &Replica, deadline: Instant) -> Result<(), AppendError> {
-    let mut metrics = replica.raft.data_metrics();
+    let Some(raft) = replica.raft() else {
+        return Err(replica.not_leader());
+    };
+    let mut metrics = raft.data_metrics();
     let acked_before = metrics.borrow_and_update().last_quorum_acked;
     let mut leadership = replica.state.leadership.subscribe();
     loop {
-        if let Err(fatal) = replica.raft.trigger().heartbeat().await {
+        if let Err(fatal) = raft.trigger().heartbeat().await {
             return Err(stopped(&fatal));
         }
         let retry_at = deadline.min(Instant::now() + replica.heartbeat_interval);
@@ -293,7 +298,10 @@ fn answer_committed(replica: &Arc<Replica>, in_flight: Arc<InFlight>) {
     tokio::spawn(async move {
         let deadline = in_flight.last_deadline();
         let index = in_flight.index();
-        let mut metrics = replica.raft.data_metrics();
+        let Some(mut metrics) = replica.engine().data_metrics() else {
+            in_flight.answer_error(&AppendError::TimedOut);
+            return;
+        };
         let mut partition = replica.partition.clone();
         loop {
             let (in_sync, required) = replica.in_sync();

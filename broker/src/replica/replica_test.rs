@@ -271,6 +271,7 @@ async fn a_new_leader_goes_on_where_the_old_one_was_cut_off() {
     cluster
         .replica(1)
         .raft()
+        .unwrap()
         .trigger()
         .heartbeat()
         .await
@@ -366,6 +367,7 @@ async fn without_a_quorum_writes_time_out_and_the_queue_is_bounded() {
     cluster
         .replica(0)
         .raft()
+        .unwrap()
         .trigger()
         .reset_backoff(healed)
         .await

@@ -16,6 +16,7 @@ use futures::{Stream, StreamExt};
 use openraft::entry::EntryPayload;
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use tokio::sync::watch;
+use tokio_util::sync::DropGuard;
 
 use super::Leadership;
 use super::codec::{self, DecodeError, Reader, put_count, put_version};
@@ -145,6 +146,12 @@ impl ReplicaState {
         read(&self.applied().producers)
     }
 
+    /// Index and term of the last applied entry.
+    pub fn applied_id(&self) -> Option<(u64, u64)> {
+        let log_id = self.applied().log_id?;
+        Some((log_id.index, codec::term(&log_id)))
+    }
+
     /// Voters of the last applied membership.
     pub fn voter_count(&self) -> usize {
         self.voter_count.load(Ordering::Relaxed)
@@ -226,6 +233,8 @@ pub struct StateMachine {
     /// Snapshots are never taken in operation, since the log is never purged; openraft's storage
     /// suite does.
     snapshot: Arc<Mutex<Option<(SnapshotMeta, Bytes)>>>,
+    /// Dropped with this: from then on nothing of this instance applies anything.
+    _ended: Option<DropGuard>,
 }
 
 impl StateMachine {
@@ -235,7 +244,14 @@ impl StateMachine {
             unsaved_bytes: 0,
             save_interval_bytes: SAVE_INTERVAL_BYTES,
             snapshot: Arc::default(),
+            _ended: None,
         }
+    }
+
+    /// Tells by `ended` when it is gone.
+    pub fn telling(mut self, ended: DropGuard) -> StateMachine {
+        self._ended = Some(ended);
+        self
     }
 
     fn save_if_due(&mut self) {

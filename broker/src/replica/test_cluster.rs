@@ -20,8 +20,9 @@ use openraft::raft::{
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
+use super::engine::RaftHandle;
 use super::queue::{Acks, Appended, ProduceItem};
-use super::raft_config::{Raft, RaftTiming, TypeConfig, Vote, raft_config};
+use super::raft_config::{RaftTiming, TypeConfig, Vote, raft_config};
 use super::{AppendError, Leadership, PartitionState, Replica, ReplicaOptions};
 
 /// Longest that anything in these tests may take.
@@ -35,18 +36,32 @@ pub struct Router(Arc<Mutex<Routes>>);
 
 #[derive(Default)]
 struct Routes {
-    rafts: HashMap<ReplicaId, Raft>,
+    replicas: HashMap<ReplicaId, Arc<Replica>>,
     cut: HashSet<ReplicaId>,
 }
 
 impl Router {
-    fn find(&self, from: ReplicaId, to: ReplicaId) -> Result<Raft, Unreachable<TypeConfig>> {
+    /// The replica at `to`, if there is a way.
+    fn replica(
+        &self,
+        from: ReplicaId,
+        to: ReplicaId,
+    ) -> Result<Arc<Replica>, Unreachable<TypeConfig>> {
         let routes = self.0.lock().unwrap();
         let is_cut = routes.cut.contains(&from) || routes.cut.contains(&to);
-        match routes.rafts.get(&to) {
-            Some(raft) if !is_cut => Ok(raft.clone()),
+        match routes.replicas.get(&to) {
+            Some(replica) if !is_cut => Ok(replica.clone()),
             _ => Err(Unreachable::from_string("no way there")),
         }
+    }
+
+    async fn find(
+        &self,
+        from: ReplicaId,
+        to: ReplicaId,
+    ) -> Result<RaftHandle, Unreachable<TypeConfig>> {
+        let woken = self.replica(from, to)?.wake().await;
+        woken.map_err(|error| Unreachable::from_string(error.to_string()))
     }
 
     pub fn cut(&self, replica: ReplicaId) {
@@ -58,6 +73,7 @@ impl Router {
     }
 }
 
+#[derive(Clone)]
 struct Factory {
     router: Router,
     from: ReplicaId,
@@ -93,10 +109,10 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         rpc: AppendEntriesRequest<TypeConfig>,
         _option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
-        let raft = self.router.find(self.from, self.to)?;
+        let raft = self.router.find(self.from, self.to).await?;
         let response = raft.append_entries(rpc).await.map_err(remote)?;
         // The answer crosses the network as well.
-        self.router.find(self.from, self.to)?;
+        self.router.replica(self.from, self.to)?;
         Ok(response)
     }
 
@@ -105,7 +121,7 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         rpc: VoteRequest<TypeConfig>,
         _option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
-        let raft = self.router.find(self.from, self.to)?;
+        let raft = self.router.find(self.from, self.to).await?;
         raft.vote(rpc).await.map_err(remote)
     }
 
@@ -114,7 +130,7 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         rpc: VoteRequest<TypeConfig>,
         _option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
-        let raft = self.router.find(self.from, self.to)?;
+        let raft = self.router.find(self.from, self.to).await?;
         raft.pre_vote(rpc).await.map_err(remote)
     }
 
@@ -135,7 +151,7 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         req: TransferLeaderRequest<TypeConfig>,
         _option: RPCOption,
     ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
-        let raft = self.router.find(self.from, self.to)?;
+        let raft = self.router.find(self.from, self.to).await?;
         raft.handle_transfer_leader(req)
             .await
             .map_err(|fatal| remote(RaftError::Fatal(fatal)))
@@ -224,8 +240,8 @@ impl Cluster {
             .0
             .lock()
             .unwrap()
-            .rafts
-            .insert(node.id, replica.raft().clone());
+            .replicas
+            .insert(node.id, replica.clone());
         node.storage = Some(storage);
         node.replica = Some(replica);
     }
@@ -237,7 +253,7 @@ impl Cluster {
     /// Stops a node in order.
     pub async fn stop(&mut self, n: usize) {
         let node = &mut self.nodes[n];
-        self.router.0.lock().unwrap().rafts.remove(&node.id);
+        self.router.0.lock().unwrap().replicas.remove(&node.id);
         if let Some(replica) = node.replica.take() {
             replica.shutdown().await;
         }
@@ -251,7 +267,7 @@ impl Cluster {
     /// The node's power fails: what was not fsynced is gone.
     pub async fn crash(&mut self, n: usize) {
         let node = &mut self.nodes[n];
-        self.router.0.lock().unwrap().rafts.remove(&node.id);
+        self.router.0.lock().unwrap().replicas.remove(&node.id);
         node.disk = node.disk.crash(&mut || false);
         if let Some(replica) = node.replica.take() {
             replica.shutdown().await;

@@ -20,6 +20,7 @@ use futures::stream::FuturesUnordered;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::error::{WireError, leader};
+use crate::replica::ReadError;
 use crate::replicas::Replicas;
 
 /// Serves every replica of this broker.
@@ -54,7 +55,12 @@ impl DataService {
                     result.leader = replica.leader_hint().as_ref().map(leader);
                     None
                 }
-                Err(error) => Some(WireError::from(&error)),
+                Err(error) => {
+                    if matches!(error, ReadError::NotLeader { .. }) {
+                        self.replicas.miss_leader(replica.group_id());
+                    }
+                    Some(WireError::from(&error))
+                }
             },
         };
         if let Some(failed) = failed {

@@ -15,3 +15,4 @@ mod controllers_down;
 mod durability;
 mod failover;
 mod figures;
+mod scale;

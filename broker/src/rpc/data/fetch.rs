@@ -189,6 +189,9 @@ async fn read_all(replicas: &Replicas, start: &v1::FetchStart) -> Attempt {
             }
             Err(error) => {
                 attempt.urgent = true;
+                if matches!(error, ReadError::NotLeader { .. }) {
+                    replicas.miss_leader(replica.group_id());
+                }
                 let mut result = failed(raft_group_id, &WireError::from(&error));
                 if let ReadError::OffsetOutOfRange {
                     log_start_offset, ..

@@ -110,7 +110,12 @@ impl ProduceSession {
         };
         match replica.enqueue(item) {
             Ok(outcome) => Started::Waiting { replica, outcome },
-            Err(error) => Started::Refused { replica, error },
+            Err(error) => {
+                if matches!(error, AppendError::NotLeader { .. }) {
+                    self.replicas.miss_leader(replica.group_id());
+                }
+                Started::Refused { replica, error }
+            }
         }
     }
 }

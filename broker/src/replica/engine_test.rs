@@ -1,0 +1,359 @@
+//! Raft instances that are closed and opened under a partition's feet.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::stream::StreamExt;
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::raft::AppendEntriesRequest;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout};
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::append_session;
+use super::engine::{EngineStatus, WakeError};
+use super::queue::Acks;
+use super::raft_config::{LogId, TypeConfig, Vote};
+use super::test_batches::value;
+use super::test_cluster::{Cluster, LIMIT};
+use super::{AppendError, Replica};
+
+const NOW: Duration = Duration::ZERO;
+
+/// Closes the replica's Raft as soon as it may be.
+async fn to_rest(replica: &Arc<Replica>) {
+    let closed = async {
+        while !replica.engine().close_if_idle(NOW).await {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(LIMIT, closed)
+        .await
+        .expect("the replica rests in time");
+    assert_eq!(replica.engine().status(), EngineStatus::AtRest);
+}
+
+fn last_log_id(replica: &Replica) -> Option<LogId> {
+    let (index, term) = replica.log().last_entry_id()?;
+    Some(super::codec::log_id(term, index))
+}
+
+fn entryless(
+    vote: Vote,
+    prev: Option<LogId>,
+    commit: Option<LogId>,
+) -> AppendEntriesRequest<TypeConfig> {
+    AppendEntriesRequest {
+        vote,
+        prev_log_id: prev,
+        entries: Vec::new(),
+        leader_commit: commit,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_at_rest_keeps_all_it_knows_and_opens_for_the_next_append() {
+    let mut cluster = Cluster::start(3, 2).await;
+    cluster.ack(0, value("a")).await;
+    cluster.wait_for_watermark(1, 1).await;
+    let follower = cluster.replica(1).clone();
+    let (vote, leadership) = (follower.vote(), *follower.leadership().borrow());
+    to_rest(&follower).await;
+    assert_eq!(follower.vote(), vote);
+    assert_eq!(*follower.leadership().borrow(), leadership);
+    assert_eq!(leadership.leader, Some(cluster.nodes[0].id));
+    assert_eq!(follower.high_watermark().0, 1);
+    assert!(follower.raft().is_none());
+
+    cluster.ack(0, value("b")).await;
+    cluster.wait_for_watermark(1, 2).await;
+    assert_eq!(follower.engine().status(), EngineStatus::Open);
+    assert_eq!(follower.vote(), vote);
+    cluster.stop_all().await;
+    assert_eq!(follower.engine().status(), EngineStatus::Closed);
+    assert!(matches!(follower.wake().await, Err(WakeError::Closed)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_in_use_or_not_settled_stays_open() {
+    let mut cluster = Cluster::start(3, 2).await;
+    cluster.ack(0, value("a")).await;
+    cluster.wait_for_watermark(1, 1).await;
+    // A leader.
+    assert!(!cluster.replica(0).engine().close_if_idle(NOW).await);
+    // One that was used a moment ago, or is being used.
+    let follower = cluster.replica(1).clone();
+    assert!(!follower.engine().close_if_idle(LIMIT).await);
+    let handle = follower.raft().unwrap();
+    assert!(!follower.engine().close_if_idle(NOW).await);
+    drop(handle);
+    to_rest(&follower).await;
+    // One that has an entry of which it does not know that it is committed.
+    cluster.wait_for_watermark(2, 1).await;
+    cluster.router.cut(cluster.nodes[1].id);
+    cluster.router.cut(cluster.nodes[2].id);
+    let short = Duration::from_millis(300);
+    let lost = cluster.produce(0, value("b"), Acks::All, short).await;
+    assert_eq!(lost, Err(AppendError::TimedOut));
+    assert!(!cluster.replica(0).engine().close_if_idle(NOW).await);
+    cluster.router.heal();
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_who_ask_at_once_get_one_instance() {
+    let mut cluster = Cluster::start(3, 2).await;
+    cluster.ack(0, value("a")).await;
+    cluster.wait_for_watermark(1, 1).await;
+    let follower = cluster.replica(1).clone();
+    for _ in 0..5 {
+        let before = {
+            let _open = follower.wake().await.unwrap();
+            follower.engine().instance().unwrap().0
+        };
+        to_rest(&follower).await;
+        let asking = (0..32).map(|turn| {
+            let follower = follower.clone();
+            tokio::spawn(async move {
+                let wake = follower.wake();
+                if turn % 4 == 0 {
+                    // Those who give up undo nothing.
+                    let _ = timeout(Duration::from_micros(50), wake).await;
+                    return before + 1;
+                }
+                let _open = wake.await.unwrap();
+                follower.engine().instance().unwrap().0
+            })
+        });
+        for number in futures::future::join_all(asking).await {
+            assert_eq!(number.unwrap(), before + 1);
+        }
+    }
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_at_rest_answers_only_what_asks_nothing_of_it() {
+    let mut cluster = Cluster::start(3, 2).await;
+    cluster.ack(0, value("a")).await;
+    cluster.wait_for_watermark(1, 1).await;
+    let follower = cluster.replica(1).clone();
+    let (vote, last) = (follower.vote(), last_log_id(&follower));
+    let engine = follower.engine();
+    assert!(
+        engine
+            .answer_at_rest(&entryless(vote, last, last))
+            .is_none(),
+        "open"
+    );
+    to_rest(&follower).await;
+    assert_eq!(
+        engine.answer_at_rest(&entryless(vote, last, last)),
+        Some(Ok(last))
+    );
+    assert_eq!(
+        engine.answer_at_rest(&entryless(vote, None, None)),
+        Some(Ok(None))
+    );
+    let mut other = vote;
+    other.leader_id.term += 1;
+    assert!(
+        engine
+            .answer_at_rest(&entryless(other, last, last))
+            .is_none()
+    );
+    let mut uncommitted = vote;
+    uncommitted.committed = false;
+    assert!(
+        engine
+            .answer_at_rest(&entryless(uncommitted, last, last))
+            .is_none()
+    );
+    let next = last.map(|id| super::codec::log_id(super::codec::term(&id), id.index + 1));
+    assert!(
+        engine
+            .answer_at_rest(&entryless(vote, next, last))
+            .is_none(),
+        "not there"
+    );
+    assert!(
+        engine
+            .answer_at_rest(&entryless(vote, last, next))
+            .is_none(),
+        "news of a commit"
+    );
+    let fork = last.map(|id| super::codec::log_id(super::codec::term(&id) + 1, id.index));
+    assert!(
+        engine
+            .answer_at_rest(&entryless(vote, fork, last))
+            .is_none(),
+        "another log"
+    );
+    assert_eq!(engine.status(), EngineStatus::AtRest);
+    cluster.stop_all().await;
+}
+
+/// One session, with the follower closed between any two appends.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_outlives_the_instances_that_serve_it() {
+    let mut cluster = Cluster::start(3, 2).await;
+    for n in 0..20 {
+        cluster.ack(0, value(&n.to_string())).await;
+    }
+    let leader = cluster.replica(0).clone();
+    let last = last_log_id(&leader).unwrap();
+    // The follower is given, once more and one by one, what it has: as after a lost connection.
+    cluster.wait_for_watermark(1, 20).await;
+    let follower = cluster.replica(1).clone();
+    let (requests, receiver) = mpsc::channel(8);
+    let requests_stream = ReceiverStream::new(receiver).boxed();
+    let mut answers = append_session::answers(follower.engine().clone(), requests_stream);
+    let vote = leader.vote();
+    let term = super::codec::term(&last);
+    let mut log_reader = super::log_store::LogStore::new(leader.log().clone(), Arc::default());
+    for index in last.index - 10..last.index {
+        use openraft::storage::RaftLogReader;
+        to_rest(&follower).await;
+        let entries = log_reader
+            .try_get_log_entries(index + 1..index + 2)
+            .await
+            .unwrap();
+        let request = AppendEntriesRequest {
+            vote,
+            prev_log_id: Some(super::codec::log_id(term, index)),
+            entries,
+            leader_commit: Some(last),
+        };
+        requests.send(request).await.unwrap();
+        let answer = timeout(LIMIT, answers.next()).await.unwrap().unwrap();
+        assert_eq!(
+            answer.unwrap().unwrap(),
+            Some(super::codec::log_id(term, index + 1))
+        );
+    }
+    // The session that waits holds nothing open.
+    to_rest(&follower).await;
+    drop(requests);
+    assert!(timeout(LIMIT, answers.next()).await.unwrap().is_none());
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_lost_while_followers_come_and_go() {
+    let mut cluster = Cluster::start(3, 2).await;
+    let followers = [cluster.replica(1).clone(), cluster.replica(2).clone()];
+    let resting = followers.map(|follower| {
+        tokio::spawn(async move {
+            let mut closed = 0u32;
+            loop {
+                match follower.engine().status() {
+                    EngineStatus::Closed => return closed,
+                    _ => closed += u32::from(follower.engine().close_if_idle(NOW).await),
+                }
+                tokio::task::yield_now().await;
+            }
+        })
+    });
+    for n in 0..200 {
+        assert_eq!(cluster.ack(0, value(&n.to_string())).await, n);
+    }
+    cluster.wait_for_watermark(1, 200).await;
+    cluster.wait_for_watermark(2, 200).await;
+    let expected = cluster.read_all(0).await;
+    assert_eq!(cluster.read_all(1).await, expected);
+    assert_eq!(cluster.read_all(2).await, expected);
+    cluster.stop_all().await;
+    for closed in futures::future::join_all(resting).await {
+        assert!(closed.unwrap() > 0, "it never came to rest");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_vote_once_given_stays_given() {
+    let mut cluster = Cluster::start(3, 2).await;
+    cluster.ack(0, value("a")).await;
+    for n in [1, 2] {
+        cluster.wait_for_watermark(n, 1).await;
+        to_rest(cluster.replica(n)).await;
+    }
+    // The voter is opened by the election, votes, and rests again.
+    cluster.elect(1).await;
+    cluster.ack(1, value("b")).await;
+    cluster.wait_for_watermark(2, 2).await;
+    let voted = cluster.replica(2).vote();
+    assert_eq!(voted.leader_id.voted_for, cluster.nodes[1].id);
+    to_rest(cluster.replica(2)).await;
+    let open = cluster.replica(2).wake().await.unwrap();
+    assert_eq!(open.server_metrics().borrow_watched().vote, voted);
+    drop(open);
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_steps_down_whatever_it_does() {
+    let mut cluster = Cluster::start(3, 2).await;
+    cluster.ack(0, value("a")).await;
+    for n in [1, 2] {
+        cluster.router.cut(cluster.nodes[n].id);
+    }
+    let leader = cluster.replica(0).clone();
+    let deadline = Instant::now() + LIMIT;
+    let item = super::ProduceItem {
+        records: value("b").into(),
+        acks: Acks::All,
+        deadline,
+        trace: None,
+    };
+    let waiting = leader.enqueue(item).unwrap();
+    let epoch = leader.leadership().borrow().leader_epoch;
+    let begun = Instant::now();
+    leader.step_down().await;
+    assert_eq!(waiting.until(deadline).await, Err(AppendError::TimedOut));
+    assert!(
+        begun.elapsed() < LIMIT / 2,
+        "it does not wait for the request's time limit"
+    );
+    let now = *leader.leadership().borrow();
+    assert!(!now.is_leader && now.leader.is_none());
+    assert_eq!(
+        now.leader_epoch, epoch,
+        "it is the last epoch that it knows"
+    );
+    let refused = cluster.produce(0, value("c"), Acks::All, LIMIT).await;
+    assert!(matches!(refused, Err(AppendError::NotLeader { .. })));
+    cluster.router.heal();
+    cluster.elect(1).await;
+    cluster.ack(1, value("d")).await;
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_instance_that_ends_by_itself_is_opened_again() {
+    let mut cluster = Cluster::start(3, 2).await;
+    cluster.ack(0, value("a")).await;
+    cluster.wait_for_watermark(1, 1).await;
+    let follower = cluster.replica(1).clone();
+    let number = follower.engine().instance().unwrap().0;
+    follower.raft().unwrap().shutdown().await.unwrap();
+    let failed = async {
+        while follower.engine().status() != EngineStatus::Failed {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(LIMIT, failed).await.unwrap();
+    // Until its time has come nothing opens it, so that one that always fails costs little.
+    assert!(matches!(follower.wake().await, Err(WakeError::Failed)));
+    let reopened = async {
+        while follower
+            .engine()
+            .instance()
+            .is_none_or(|(now, _)| now == number)
+        {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(LIMIT, reopened).await.unwrap();
+    cluster.ack(0, value("b")).await;
+    cluster.wait_for_watermark(1, 2).await;
+    cluster.stop_all().await;
+}

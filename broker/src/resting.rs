@@ -1,0 +1,120 @@
+//! Closes the Raft of followers that nobody uses: a replica at rest needs little more memory than
+//! its place in the directory, and opens again in milliseconds when a message or a client comes.
+//!
+//! Invariant: costs one look at each replica per pass, and nothing per replica between passes. What
+//! may be closed is the replica's own decision.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use chronik_types::id::RaftGroupId;
+use futures::StreamExt;
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use crate::metrics::BrokerMetrics;
+use crate::replica::Replica;
+use crate::replica::engine::EngineStatus;
+use crate::replicas::Replicas;
+
+/// Instances closed at the same time.
+const PARALLEL_MAX: usize = 16;
+/// Bounds of the time between two passes.
+const PASS_INTERVAL_MIN: Duration = Duration::from_millis(20);
+const PASS_INTERVAL_MAX: Duration = Duration::from_secs(2);
+
+/// When a follower's Raft is closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RestTiming {
+    /// Nobody has used it for this long.
+    pub idle: Duration,
+    /// Where more followers are open than this, those longest unused need only this much.
+    pub open_max: usize,
+    pub crowded_idle: Duration,
+}
+
+impl RestTiming {
+    pub fn new(idle: Duration, open_max: usize) -> Self {
+        Self {
+            idle,
+            open_max,
+            crowded_idle: idle.min(Duration::from_secs(2)),
+        }
+    }
+}
+
+/// Runs until `stop`.
+pub async fn run(
+    replicas: Replicas,
+    timing: RestTiming,
+    metrics: BrokerMetrics,
+    stop: CancellationToken,
+) {
+    let period = (timing.idle / 4).clamp(PASS_INTERVAL_MIN, PASS_INTERVAL_MAX);
+    let mut passes = interval_at(Instant::now() + period, period);
+    passes.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = passes.tick() => {}
+        }
+        let all = replicas.all();
+        let (open, failed) = count(&all);
+        metrics.replicas_open.set(open);
+        metrics.replicas_failed.set(failed);
+        let due = due(all, &timing);
+        let closed = futures::stream::iter(due)
+            .map(|(replica, idle)| async move { replica.engine().close_if_idle(idle).await })
+            .buffer_unordered(PARALLEL_MAX)
+            .filter(|closed| std::future::ready(*closed))
+            .count();
+        let closed = tokio::select! {
+            () = stop.cancelled() => return,
+            closed = closed => closed,
+        };
+        if closed > 0 {
+            debug!(closed, "followers went to rest");
+        }
+    }
+}
+
+fn count(all: &[(RaftGroupId, Arc<Replica>)]) -> (i64, i64) {
+    let (mut open, mut failed) = (0i64, 0i64);
+    for (_, replica) in all {
+        match replica.engine().status() {
+            EngineStatus::Open => open = open.saturating_add(1),
+            EngineStatus::Failed => failed = failed.saturating_add(1),
+            EngineStatus::AtRest | EngineStatus::Closed => {}
+        }
+    }
+    (open, failed)
+}
+
+/// Followers to close now, and how long each must have been idle when it comes to that.
+fn due(
+    all: Vec<(RaftGroupId, Arc<Replica>)>,
+    timing: &RestTiming,
+) -> Vec<(Arc<Replica>, Duration)> {
+    let mut followers: Vec<(Duration, Arc<Replica>)> = all
+        .into_iter()
+        .filter(|(_, replica)| replica.engine().status() == EngineStatus::Open)
+        .filter(|(_, replica)| !replica.leadership().borrow().is_leader)
+        .map(|(_, replica)| (replica.engine().idle_for(), replica))
+        .collect();
+    let excess = followers.len().saturating_sub(timing.open_max);
+    if excess > 0 {
+        followers.sort_unstable_by_key(|(idle, _)| std::cmp::Reverse(*idle));
+    }
+    let mut due = Vec::new();
+    for (place, (idle, replica)) in followers.into_iter().enumerate() {
+        let needed = match place < excess {
+            true => timing.crowded_idle,
+            false => timing.idle,
+        };
+        if idle >= needed {
+            due.push((replica, needed));
+        }
+    }
+    due
+}
