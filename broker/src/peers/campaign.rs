@@ -52,7 +52,8 @@ pub async fn take_over(replica: &Replica, limit: Duration) {
 /// A Raft that was just opened has written nothing yet, and before it takes over it would wait in vain
 /// for something to be written. All that it found is on disk.
 pub(super) fn has_flushed(raft: &Raft) -> bool {
-    raft.watch_log_progress().get().is_some()
+    let flushed = raft.watch_log_progress().get();
+    flushed.is_some_and(|flushed| flushed.last_log_id.is_some())
 }
 
 /// Takes over as a leader asks that hands over to this replica.
@@ -64,8 +65,8 @@ pub(super) async fn accept_transfer(
         let metrics = raft.server_metrics();
         let metrics = metrics.borrow_watched();
         let last = raft.data_metrics().borrow_watched().last_log;
-        let is_ours = metrics.id == request.to_node_id && metrics.vote == request.from_leader;
-        (is_ours, last >= request.last_log_id)
+        let is_ours = metrics.id == *request.to_node_id() && metrics.vote == *request.from_leader();
+        (is_ours, last >= request.last_log_id().copied())
     };
     if is_ours && has_all && !has_flushed(raft) {
         raft.trigger().elect(false).await?;

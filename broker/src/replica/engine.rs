@@ -8,11 +8,12 @@
 //! - Nothing is lost by closing: whoever holds a `RaftHandle` keeps the instance open, and whoever
 //!   comes later opens it again.
 
+use std::collections::BTreeSet;
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use chronik_storage::PartitionLog;
+use chronik_storage::{LogEntry, PartitionLog, Payload};
 use chronik_types::epoch::LeaderEpoch;
 use chronik_types::id::{RaftGroupId, ReplicaId};
 use futures::future::BoxFuture;
@@ -26,7 +27,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{error, warn};
 
 use super::codec;
-use super::raft_config::{LeaderId, Raft, TypeConfig, Vote};
+use super::log_store::durably;
+use super::raft_config::{LeaderId, Membership, Raft, TypeConfig, Vote};
 use super::state_machine::ReplicaState;
 use super::{Leadership, OpenError};
 
@@ -212,6 +214,32 @@ impl Engine {
             raft,
             engine: self.clone(),
         })
+    }
+
+    /// Writes the group's first membership into an empty log, as Raft does when it is initialized, but
+    /// without the election that it would start. False: an instance is open, which must do it.
+    pub async fn found(&self, voters: BTreeSet<ReplicaId>) -> Result<bool, OpenError> {
+        let _turn = self.turn.lock().await;
+        if !matches!(self.lock().seat, Seat::Empty) {
+            return Ok(false);
+        }
+        if self.log.last_entry_id().is_some() {
+            return Ok(true);
+        }
+        if !voters.contains(&self.replica_id) {
+            let why = "the replica is not among the voters";
+            return Err(OpenError::Initialize(why.to_owned()));
+        }
+        let membership = Membership::new_with_defaults(vec![voters], []);
+        let first = LogEntry {
+            index: 0,
+            term: 0,
+            payload: Payload::Membership(codec::encode_membership(&membership)),
+        };
+        durably(|on_durable| self.log.append(vec![first], on_durable))
+            .await
+            .map_err(|error| OpenError::Initialize(error.to_string()))?;
+        Ok(true)
     }
 
     /// Closes the instance if the replica has been at rest for `idle`. False: it is needed, or there

@@ -272,6 +272,7 @@ async fn nothing_is_lost_while_followers_come_and_go() {
 async fn a_vote_once_given_stays_given() {
     let mut cluster = Cluster::start(3, 2).await;
     cluster.ack(0, value("a")).await;
+    cluster.wait_for_followers(0).await;
     for n in [1, 2] {
         cluster.wait_for_watermark(n, 1).await;
         to_rest(cluster.replica(n)).await;
@@ -293,6 +294,7 @@ async fn a_vote_once_given_stays_given() {
 async fn a_leader_steps_down_whatever_it_does() {
     let mut cluster = Cluster::start(3, 2).await;
     cluster.ack(0, value("a")).await;
+    cluster.wait_for_followers(0).await;
     for n in [1, 2] {
         cluster.router.cut(cluster.nodes[n].id);
     }
@@ -302,6 +304,7 @@ async fn a_leader_steps_down_whatever_it_does() {
         records: value("b").into(),
         acks: Acks::All,
         deadline,
+        leader_epoch: None,
         trace: None,
     };
     let waiting = leader.enqueue(item).unwrap();

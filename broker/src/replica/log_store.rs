@@ -255,7 +255,9 @@ fn check_stamped(bytes: &[u8], base_offset: Offset) -> io::Result<Offset> {
 }
 
 /// Runs a write and waits until it is durable.
-async fn durably(write: impl FnOnce(OnDurable) -> Result<(), StorageError>) -> io::Result<()> {
+pub(super) async fn durably(
+    write: impl FnOnce(OnDurable) -> Result<(), StorageError>,
+) -> io::Result<()> {
     let (sender, receiver) = oneshot::channel();
     let on_durable: OnDurable = Box::new(move |result| {
         // Nobody waits any more if Raft is shutting down.

@@ -233,8 +233,12 @@ impl Replica {
     }
 
     /// Makes `voters` the group's first membership. Nothing happens where it has one. To be called
-    /// on every replica of a new group, with the same voters; it starts no election.
+    /// on every replica of a new group, with the same voters. It starts no election where Raft does not
+    /// run yet.
     pub async fn initialize(&self, voters: BTreeSet<ReplicaId>) -> Result<(), OpenError> {
+        if self.engine.found(voters.clone()).await? {
+            return Ok(());
+        }
         let failed = |error: &dyn std::fmt::Display| OpenError::Initialize(error.to_string());
         let raft = self.wake().await.map_err(|error| failed(&error))?;
         if raft

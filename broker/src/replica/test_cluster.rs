@@ -235,7 +235,7 @@ impl Cluster {
             raft_config: raft_config(timing()),
             state: self.state.subscribe(),
         };
-        let replica = Replica::open(options).await.unwrap();
+        let replica = Replica::open_at_rest(options).unwrap();
         self.router
             .0
             .lock()
@@ -325,7 +325,7 @@ impl Cluster {
     /// Waits until every follower of the leader `n` has its whole log, and so could win an election.
     pub async fn wait_for_followers(&self, n: usize) {
         let replica = self.replica(n);
-        let mut metrics = replica.raft().data_metrics();
+        let mut metrics = replica.raft().unwrap().data_metrics();
         let behind = || {
             let progress = replica.progress().expect("it leads");
             let last = progress.last_index;
