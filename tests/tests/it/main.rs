@@ -15,4 +15,3 @@ mod controllers_down;
 mod durability;
 mod failover;
 mod figures;
-mod scale;

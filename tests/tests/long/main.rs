@@ -1,5 +1,4 @@
-//! What only `make test-all` runs: a real Jaeger, containers, and very many partitions.
+//! What only `make test-all` runs: a real Jaeger, and containers.
 
 mod containers;
-mod scale;
 mod tracing;
