@@ -26,6 +26,11 @@ pub struct StorageSettings {
     pub wal_file_size_bytes: u64,
     /// Memory for the newest batches of all partitions together.
     pub memory_max_bytes: usize,
+    /// Records are refused when the disk has less room than this. By default a twentieth of the disk,
+    /// between 1 and 4 GiB, but at most a tenth of it.
+    pub reserve_bytes: Option<u64>,
+    /// How fast sealed segments are looked through for damage; 0: not at all.
+    pub scrub_bytes_per_second: u64,
 }
 
 impl Default for StorageSettings {
@@ -33,6 +38,8 @@ impl Default for StorageSettings {
         Self {
             wal_file_size_bytes: 64 * 1024 * 1024,
             memory_max_bytes: 256 * 1024 * 1024,
+            reserve_bytes: None,
+            scrub_bytes_per_second: 1024 * 1024,
         }
     }
 }

@@ -417,6 +417,8 @@ async fn open_storage(config: &Config) -> anyhow::Result<Storage> {
         dir: folder.join("storage"),
         wal_file_size_bytes: config.storage.wal_file_size_bytes,
         memory_max_bytes: config.storage.memory_max_bytes,
+        reserve_bytes: config.storage.reserve_bytes,
+        scrub_bytes_per_second: config.storage.scrub_bytes_per_second,
         ..StorageConfig::default()
     };
     let opened = tokio::task::spawn_blocking(move || {

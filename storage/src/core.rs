@@ -6,12 +6,14 @@ use std::sync::{Arc, Mutex};
 
 use chronik_types::id::RaftGroupId;
 
+use crate::counters::Counters;
 use crate::error::StorageError;
 use crate::flusher::Signals;
 use crate::memory::Memory;
 use crate::partition_log::Log;
 use crate::poison::Poison;
 use crate::segment::open_files::OpenFiles;
+use crate::space::SpaceWatch;
 use crate::sync::lock;
 use crate::wal::{Done, Record, WalQueue};
 
@@ -22,6 +24,8 @@ pub struct Core {
     pub signals: Signals,
     pub poison: Arc<Poison>,
     pub evictable: Evictable,
+    pub space: SpaceWatch,
+    pub counters: Counters,
     pub segment_bytes: u64,
 }
 

@@ -8,6 +8,19 @@ use std::sync::Arc;
 use chronik_types::id::RaftGroupId;
 use chronik_types::offset::Offset;
 
+/// What an error of an fsync says it is about.
+pub const CANNOT_SYNC: &str = "cannot sync";
+
+/// What is wrong with a log on disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Damage {
+    pub group: RaftGroupId,
+    pub file: PathBuf,
+    /// In the file.
+    pub position: u64,
+    pub why: Arc<str>,
+}
+
 /// Why an operation on a partition's log failed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StorageError {
@@ -68,6 +81,12 @@ pub enum StorageError {
         pinned_bytes: usize,
         max_bytes: usize,
     },
+    /// Nothing was written; passes when there is room again.
+    #[error("the disk has {available_bytes} bytes left, {reserve_bytes} are kept free")]
+    Full {
+        available_bytes: u64,
+        reserve_bytes: u64,
+    },
     #[error("{what} has {size_bytes} bytes, at most {max_bytes} are allowed")]
     TooLarge {
         what: &'static str,
@@ -87,6 +106,9 @@ pub enum StorageError {
     PurgeAheadOfState { group: RaftGroupId, index: u64 },
     #[error("segments from another broker cannot be taken: {why}")]
     InvalidManifest { why: Arc<str> },
+    /// What was prepared no longer fits the log, which has changed meanwhile.
+    #[error("the log has changed meanwhile")]
+    Superseded,
     #[error("the log of group {0} was deleted")]
     Deleted(RaftGroupId),
     #[error("storage is closed")]
@@ -97,6 +119,19 @@ impl StorageError {
     /// Bytes that were stored are not there as they were: the replica is to be rebuilt.
     pub fn is_damage(&self) -> bool {
         matches!(self, StorageError::Corrupt { .. })
+    }
+
+    /// A write found no room and changed nothing that anybody relies on; it may be tried again. Not a
+    /// failed fsync, after which nobody knows what is on the disk.
+    pub fn is_out_of_room(&self) -> bool {
+        let no_room = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded];
+        match self {
+            StorageError::Full { .. } => true,
+            StorageError::Io {
+                operation, source, ..
+            } => *operation != CANNOT_SYNC && no_room.contains(&source.kind()),
+            _ => false,
+        }
     }
 
     pub fn io(operation: &'static str, file: &Path, source: io::Error) -> Self {

@@ -11,9 +11,11 @@ mod entry;
 mod partition_log;
 
 mod core;
+mod counters;
 mod driver;
 mod flusher;
 mod recovery;
+mod scrub;
 
 mod checkpoint;
 mod memory;
@@ -25,12 +27,14 @@ mod codec;
 pub mod disk;
 mod error;
 mod poison;
+mod space;
 mod sync;
 
+pub use counters::StorageStats;
 pub use disk::{Disk, RealDisk};
 pub use driver::Driver;
 pub use entry::{LogEntry, OnDurable, Payload, Purged, TermStart};
-pub use error::{OpenError, StorageError};
+pub use error::{Damage, OpenError, StorageError};
 pub use partition_log::{PartitionLog, SegmentInfo, SegmentState};
 pub use poison::Failed;
 pub use storage::{Storage, StorageConfig};

@@ -3,8 +3,8 @@
 //! Invariant: segments are cut back to what the checkpoint names, because only that is known to be
 //! fsynced; everything after it is still in the WAL.
 
+use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -13,11 +13,11 @@ use uuid::Uuid;
 
 use crate::checkpoint::Checkpoint;
 use crate::disk::Disk;
-use crate::error::OpenError;
+use crate::error::{OpenError, StorageError};
 use crate::flusher::remove_files;
 use crate::partition_log::replay::Replay;
 use crate::partition_log::state::LogState;
-use crate::segment::{FileKind, Segment, SegmentId, dir_of, parse_file_name};
+use crate::segment::{FileKind, Segment, dir_of, file_name, parse_file_name};
 use crate::wal::recovery::{WalStart, recover as recover_wal};
 use crate::wal::writer::WalPosition;
 use crate::wal::{Action, Decoded, WalFiles};
@@ -117,6 +117,7 @@ pub fn recover(
     if has_leftovers || checkpoint.clean_at_record != Some(position.next_record) {
         clean_up(&**disk, partitions, &logs, &deleted_at)?;
     }
+    find_missing(&**disk, partitions, &mut logs)?;
     Ok(Recovered {
         logs,
         deleted_at,
@@ -173,24 +174,53 @@ fn clean_up(
     let names = disk
         .list(partitions)
         .map_err(|e| io_error("cannot list", partitions, e))?;
-    let folders: HashSet<RaftGroupId> = names
+    for group in names
         .iter()
         .filter_map(|name| name.parse().ok().map(RaftGroupId))
-        .collect();
-    for (group, state) in logs {
-        if folders.contains(group) {
-            cut_back(disk, &dir_of(partitions, *group), &state.segments)?;
-        } else if let Some(segment) = state.segments.first() {
-            return Err(missing(
-                &dir_of(partitions, *group),
-                segment,
-                FileKind::Sidecar,
-            ));
+    {
+        let dir = dir_of(partitions, group);
+        match logs.get(&group) {
+            Some(state) => cut_back(disk, &dir, &state.segments)?,
+            None => {
+                remove_received(disk, &dir).map_err(|e| io_error("cannot clean up", &dir, e))?
+            }
         }
     }
-    for group in folders.iter().filter(|group| !logs.contains_key(group)) {
-        let dir = dir_of(partitions, *group);
-        remove_received(disk, &dir).map_err(|e| io_error("cannot clean up", &dir, e))?;
+    Ok(())
+}
+
+/// Looks whether all segments' files are there and long enough. A log of which something is missing
+/// is opened as a damaged one; the others do not suffer.
+fn find_missing(
+    disk: &dyn Disk,
+    partitions: &Path,
+    logs: &mut HashMap<RaftGroupId, LogState>,
+) -> Result<(), OpenError> {
+    for (group, state) in logs {
+        for at in 0..state.segments.len() {
+            let segment = state.segments[at];
+            for kind in [FileKind::Log, FileKind::Sidecar] {
+                let expected = segment.file_bytes(kind);
+                if expected == 0 {
+                    continue;
+                }
+                let path = dir_of(partitions, *group).join(file_name(segment.id(), kind));
+                let size = disk
+                    .file_size(&path)
+                    .map_err(|e| io_error("cannot look at", &path, e))?;
+                let why = match size {
+                    None => "the file is missing",
+                    Some(size) if size < expected => "the file is shorter than it was",
+                    Some(_) => continue,
+                };
+                let position = size.unwrap_or(0);
+                state.note_damage(*group, &StorageError::corrupt(&path, position, why));
+                // Nothing may be written behind a hole.
+                if let Some(last) = state.segments.last_mut().filter(|last| last.log_bytes > 0) {
+                    last.is_sealed = true;
+                }
+            }
+        }
     }
     Ok(())
 }
@@ -220,7 +250,6 @@ fn cut_back(disk: &dyn Disk, dir: &Path, segments: &[Segment]) -> Result<(), Ope
     let names = disk
         .list(dir)
         .map_err(|e| io_error("cannot list", dir, e))?;
-    let mut found: HashSet<(SegmentId, FileKind)> = HashSet::new();
     for name in names {
         let Some((id, kind)) = parse_file_name(&name) else {
             continue;
@@ -238,30 +267,11 @@ fn cut_back(disk: &dyn Disk, dir: &Path, segments: &[Segment]) -> Result<(), Ope
         }
         let failed = |e| io_error("cannot cut back", &path, e);
         let file = disk.open(&path, false).map_err(failed)?;
-        let size = file.size().map_err(failed)?;
-        if size > expected {
+        if file.size().map_err(failed)? > expected {
             file.set_size(expected).map_err(failed)?;
-        }
-        if size >= expected {
-            found.insert((id, kind));
-        }
-    }
-    for segment in segments {
-        for kind in [FileKind::Log, FileKind::Sidecar] {
-            if segment.file_bytes(kind) > 0 && !found.contains(&(segment.id(), kind)) {
-                return Err(missing(dir, segment, kind));
-            }
         }
     }
     Ok(())
-}
-
-fn missing(dir: &Path, segment: &Segment, kind: FileKind) -> OpenError {
-    OpenError::Corrupt {
-        file: dir.join(crate::segment::file_name(segment.id(), kind)),
-        position: segment.file_bytes(kind),
-        why: "the file is shorter than it was when it was fsynced".to_owned(),
-    }
 }
 
 fn io_error(operation: &'static str, file: &Path, source: std::io::Error) -> OpenError {

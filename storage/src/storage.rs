@@ -4,20 +4,24 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use chronik_types::id::RaftGroupId;
 use uuid::Uuid;
 
 use crate::core::{Core, Evictable, Logs};
+use crate::counters::{Counters, StorageStats};
 use crate::disk::{Disk, LockGuard};
 use crate::driver::Driver;
-use crate::error::{OpenError, StorageError};
+use crate::error::{Damage, OpenError, StorageError};
 use crate::flusher::{Flusher, Signals};
 use crate::memory::{Memory, size_of};
 use crate::partition_log::{FLUSH_FROM_BYTES, Log, PartitionLog};
 use crate::poison::{Failed, Poison};
 use crate::recovery;
+use crate::scrub::{Scrub, Stop};
 use crate::segment::open_files::OpenFiles;
+use crate::space::SpaceWatch;
 use crate::sync::lock;
 use crate::wal::writer::WalWriter;
 use crate::wal::{WalFiles, WalQueue};
@@ -38,6 +42,13 @@ pub struct StorageConfig {
     pub segment_bytes: u64,
     /// How many segment files may be open at a time.
     pub open_files_max: usize,
+    /// Records are refused when the disk has less room than this. `None`: a twentieth of the disk,
+    /// between 1 and 4 GiB, but at most a tenth of it.
+    pub reserve_bytes: Option<u64>,
+    /// How fast sealed segments are looked through for bit rot; 0: not at all.
+    pub scrub_bytes_per_second: u64,
+    /// How often all of them are, if that is fast enough.
+    pub scrub_interval: Duration,
 }
 
 impl Default for StorageConfig {
@@ -49,6 +60,9 @@ impl Default for StorageConfig {
             memory_max_bytes: 256 << 20,
             segment_bytes: 1 << 30,
             open_files_max: 1024,
+            reserve_bytes: None,
+            scrub_bytes_per_second: 1 << 20,
+            scrub_interval: Duration::from_secs(24 * 60 * 60),
         }
     }
 }
@@ -90,17 +104,30 @@ pub struct Storage {
 struct Owner {
     core: Arc<Core>,
     logs: Arc<Logs>,
+    wal_files: Arc<WalFiles>,
     storage_id: Uuid,
-    /// The WAL thread, then the flusher.
+    stop_scrub: Arc<Stop>,
+    /// The scrub if there is one, the WAL thread, then the flusher.
     threads: Mutex<Vec<JoinHandle<()>>>,
-    /// Released when both threads have ended.
+    /// Released when all threads have ended.
     lock: Mutex<Option<LockGuard>>,
 }
 
 impl Storage {
     /// Opens or creates the storage in `config.dir`, and recovers all logs.
     pub fn open(config: StorageConfig, disk: Arc<dyn Disk>) -> Result<Storage, OpenError> {
+        let (bytes_per_second, interval) = (config.scrub_bytes_per_second, config.scrub_interval);
         let (owner, writer, flusher) = Owner::open(config, disk)?;
+        if bytes_per_second > 0 {
+            let scrub = Scrub {
+                core: owner.core.clone(),
+                logs: owner.logs.clone(),
+                stop: owner.stop_scrub.clone(),
+                bytes_per_second,
+                interval,
+            };
+            owner.start("scrub", move || scrub.run())?;
+        }
         owner.start("wal", move || writer.run())?;
         owner.start("flusher", move || flusher.run())?;
         Ok(Storage {
@@ -156,6 +183,34 @@ impl Storage {
         }
     }
 
+    /// The disk has no room for new records: a leader should refuse them before it assigns offsets.
+    /// Passes by itself when there is room again.
+    pub fn is_full(&self) -> bool {
+        self.owner.core.space.found().is_full
+    }
+
+    /// The first damage that was found of each log that has any; such a log is to be rebuilt from
+    /// its peers.
+    pub fn damaged(&self) -> Vec<Damage> {
+        let logs = self.owner.logs.all().into_iter();
+        logs.filter_map(|log| log.lock().damage.clone()).collect()
+    }
+
+    /// For metrics.
+    pub fn stats(&self) -> StorageStats {
+        let core = &self.owner.core;
+        let space = core.space.found();
+        StorageStats {
+            available_bytes: space.available_bytes,
+            total_bytes: space.total_bytes,
+            reserve_bytes: space.reserve_bytes,
+            is_full: space.is_full,
+            wal_files: self.owner.wal_files.live_count() as u64,
+            damaged_logs: self.damaged().len() as u64,
+            ..StorageStats::of(&core.counters)
+        }
+    }
+
     /// Bytes of entries in memory, those that are in segments too included.
     pub fn memory_bytes(&self) -> usize {
         self.owner.core.memory.total()
@@ -204,6 +259,8 @@ impl Owner {
             signals: Signals::default(),
             evictable: Evictable::default(),
             poison: poison.clone(),
+            space: SpaceWatch::new(disk.clone(), dir, config.reserve_bytes),
+            counters: Counters::default(),
             segment_bytes: config.segment_bytes,
         });
         let logs: HashMap<_, _> = recovered
@@ -237,6 +294,8 @@ impl Owner {
         let owner = Owner {
             core,
             logs,
+            wal_files: flusher.wal_files.clone(),
+            stop_scrub: Arc::default(),
             storage_id,
             threads: Mutex::default(),
             lock: Mutex::new(Some(guard)),
@@ -260,6 +319,7 @@ impl Owner {
     }
 
     fn stop(&self) {
+        self.stop_scrub.set();
         self.core.wal.close();
         self.core.signals.stop();
         let threads = std::mem::take(&mut *lock(&self.threads));

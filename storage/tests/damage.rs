@@ -247,7 +247,7 @@ fn a_failure_while_flushing_or_checkpointing_poisons_and_loses_nothing() {
             let disk = FaultyDisk::new();
             let storage = open(&disk);
             let log = storage.open_log(group(1)).unwrap();
-            let error = ErrorKind::StorageFull;
+            let error = ErrorKind::Other;
             disk.inject(Fault {
                 operation,
                 path_contains,

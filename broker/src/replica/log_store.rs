@@ -156,7 +156,7 @@ impl LogStore {
                 .append(entries.clone(), self::callback(&when_durable))
             {
                 Ok(()) => return Ok(()),
-                Err(error @ StorageError::Overloaded { .. }) => {
+                Err(error @ (StorageError::Overloaded { .. } | StorageError::Full { .. })) => {
                     if Instant::now() >= warn_at {
                         let raft_group_id = self.log.group_id();
                         tracing::warn!(%raft_group_id, %error, "an append waits for room");

@@ -273,6 +273,9 @@ impl Replica {
         if self.log.is_overloaded() {
             return Err(AppendError::Overloaded);
         }
+        if self.log.is_full() {
+            return Err(AppendError::Storage);
+        }
         let (max_message_bytes, log_append_time) = {
             let partition = self.partition.borrow();
             (partition.max_message_bytes, partition.log_append_time)

@@ -9,14 +9,15 @@ pub use group::GroupCheckpoint;
 
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use chronik_types::record_batch::crc32c;
 use uuid::Uuid;
 
 use self::group::{GROUP_SIZE_MIN, bounded};
 use crate::codec::Reader;
-use crate::disk::{Disk, read_full_at};
-use crate::error::{OpenError, StorageError};
+use crate::disk::{Disk, DiskFile, read_full_at};
+use crate::error::{CANNOT_SYNC, OpenError, StorageError};
 use crate::wal::recovery::WalStart;
 
 const MAGIC: &[u8; 7] = b"CHRCHKP";
@@ -99,16 +100,21 @@ impl Checkpoint {
     /// Replaces the checkpoint of the storage in `dir`; durable when this returns.
     pub fn write(&self, disk: &dyn Disk, dir: &Path) -> Result<(), StorageError> {
         let temporary = dir.join("checkpoint.new");
-        let write = || -> io::Result<()> {
+        let write = || -> io::Result<Arc<dyn DiskFile>> {
             let bytes = self.encode();
             let file = disk.open(&temporary, true)?;
             file.set_size(0)?;
             file.write_at(&[IoSlice::new(&bytes)], 0)?;
+            Ok(file)
+        };
+        // Until the rename the old checkpoint is the one that counts.
+        let file = write().map_err(|e| StorageError::io("cannot write", &temporary, e))?;
+        let replace = || -> io::Result<()> {
             file.sync_data()?;
             disk.rename(&temporary, &path_of(dir))?;
             disk.sync_dir(dir)
         };
-        write().map_err(|e| StorageError::io("cannot write", &path_of(dir), e))
+        replace().map_err(|e| StorageError::io(CANNOT_SYNC, &path_of(dir), e))
     }
 
     /// The checkpoint of the storage in `dir`; `None` if none was ever written.

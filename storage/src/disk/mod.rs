@@ -16,6 +16,14 @@ pub use real::RealDisk;
 /// Held while a folder is in use; released on drop.
 pub type LockGuard = Box<dyn Send + Sync>;
 
+/// Room on a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DiskSpace {
+    /// For this process.
+    pub available_bytes: u64,
+    pub total_bytes: u64,
+}
+
 /// The operations on names. A new name survives a crash only after `sync_dir` of its folder.
 pub trait Disk: Send + Sync {
     /// Opens for reading and writing; with `create` an absent file is made, empty.
@@ -30,6 +38,21 @@ pub trait Disk: Send + Sync {
     /// Names in a folder, in no order; none if the folder does not exist.
     fn list(&self, dir: &Path) -> io::Result<Vec<String>>;
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+    /// The size of a file without opening it; `None` if there is none.
+    fn file_size(&self, path: &Path) -> io::Result<Option<u64>> {
+        match self.open(path, false) {
+            Ok(file) => file.size().map(Some),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+    /// Room on the disk that `dir` is on.
+    fn space(&self, _dir: &Path) -> io::Result<DiskSpace> {
+        Ok(DiskSpace {
+            available_bytes: u64::MAX,
+            total_bytes: u64::MAX,
+        })
+    }
     /// `None` if another process holds the lock.
     fn lock(&self, path: &Path) -> io::Result<Option<LockGuard>>;
 }
@@ -43,6 +66,11 @@ pub trait DiskFile: Send + Sync {
     fn sync_data(&self) -> io::Result<()>;
     fn size(&self) -> io::Result<u64>;
     fn set_size(&self, size: u64) -> io::Result<()>;
+    /// Makes sure that writes up to `size` find room, without changing the file's size. A file system
+    /// that cannot do this says nothing.
+    fn allocate(&self, _size: u64) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Fills the buffer as far as the file goes, and says how far that was.

@@ -1,13 +1,16 @@
 //! The operating system's file system.
 
+use std::ffi::CString;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{Disk, DiskFile, LockGuard};
+use super::{Disk, DiskFile, DiskSpace, LockGuard};
 
 /// Most parts that one `pwritev` takes on Linux.
 const PARTS_MAX: usize = 1024;
@@ -58,6 +61,32 @@ impl Disk for RealDisk {
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         File::open(dir)?.sync_all()
+    }
+
+    fn file_size(&self, path: &Path) -> io::Result<Option<u64>> {
+        match fs::metadata(path) {
+            Ok(metadata) => Ok(Some(metadata.len())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn space(&self, dir: &Path) -> io::Result<DiskSpace> {
+        let path = CString::new(dir.as_os_str().as_bytes()).map_err(io::Error::other)?;
+        let mut found = MaybeUninit::<libc::statvfs>::uninit();
+        // SAFETY: the path ends with a zero byte, and the call writes the whole structure if it
+        // succeeds, which is the only case in which it is read.
+        let found = unsafe {
+            if libc::statvfs(path.as_ptr(), found.as_mut_ptr()) != 0 {
+                return Err(io::Error::last_os_error());
+            }
+            found.assume_init()
+        };
+        let block = found.f_frsize;
+        Ok(DiskSpace {
+            available_bytes: found.f_bavail.saturating_mul(block),
+            total_bytes: found.f_blocks.saturating_mul(block),
+        })
     }
 
     fn lock(&self, path: &Path) -> io::Result<Option<LockGuard>> {
@@ -113,6 +142,20 @@ impl DiskFile for RealFile {
     fn set_size(&self, size: u64) -> io::Result<()> {
         self.0.set_len(size)
     }
+
+    fn allocate(&self, size: u64) -> io::Result<()> {
+        let size = libc::off_t::try_from(size).map_err(io::Error::other)?;
+        let fd = self.0.as_raw_fd();
+        // SAFETY: the file is open, and the call touches no memory of ours.
+        if unsafe { libc::fallocate(fd, libc::FALLOC_FL_KEEP_SIZE, 0, size) } == 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        match error.raw_os_error() {
+            Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::EINTR) => Ok(()),
+            _ => Err(error),
+        }
+    }
 }
 
 fn pwritev(file: &File, parts: &[IoSlice<'_>], position: u64) -> io::Result<usize> {
@@ -154,6 +197,18 @@ mod tests {
         super::super::read_exact_at(&*file, &mut back, 7).unwrap();
         assert_eq!(back, bytes);
         assert_eq!(file.size().unwrap(), 5007);
+    }
+
+    #[test]
+    fn a_disk_says_how_full_it_is_and_room_can_be_taken_ahead() {
+        let dir = tempfile::tempdir().unwrap();
+        let space = RealDisk.space(dir.path()).unwrap();
+        assert!(0 < space.available_bytes && space.available_bytes <= space.total_bytes);
+        let path = dir.path().join("f");
+        assert_eq!(RealDisk.file_size(&path).unwrap(), None);
+        let file = RealDisk.open(&path, true).unwrap();
+        file.allocate(1 << 20).unwrap();
+        assert_eq!(RealDisk.file_size(&path).unwrap(), Some(0));
     }
 
     #[test]

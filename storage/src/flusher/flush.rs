@@ -8,7 +8,7 @@ use std::thread;
 use super::Flusher;
 use crate::clock::now_ms;
 use crate::entry::LogEntry;
-use crate::error::StorageError;
+use crate::error::{CANNOT_SYNC, StorageError};
 use crate::memory::size_of;
 use crate::partition_log::{FLUSH_FROM_BYTES, Log};
 use crate::segment::appender::Appender;
@@ -148,13 +148,13 @@ impl Flusher {
             let file = self.core.files.open(*group, *id, *kind, false);
             file.and_then(|file| file.sync_data()).map_err(|e| {
                 let path = self.core.files.path(*group, *id, *kind);
-                StorageError::io("cannot sync", &path, e)
+                StorageError::io(CANNOT_SYNC, &path, e)
             })
         })?;
         in_parallel(threads_max, &dirs, &|dir| {
             self.disk
                 .sync_dir(dir)
-                .map_err(|e| StorageError::io("cannot sync", dir, e))
+                .map_err(|e| StorageError::io(CANNOT_SYNC, dir, e))
         })?;
         for log in dirty {
             let mut state = log.lock();

@@ -15,18 +15,23 @@ use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 
 use chronik_types::id::RaftGroupId;
 use uuid::Uuid;
 
 use crate::core::{Core, Logs};
+use crate::counters::Counters;
 use crate::disk::Disk;
 use crate::error::StorageError;
 use crate::partition_log::Log;
-use crate::sync::{lock, wait};
+use crate::sync::{lock, wait, wait_at_most};
 use crate::transfer::InstallRequest;
 use crate::wal::WalFiles;
 use crate::wal::writer::WalWriter;
+
+/// How often a write that found no room is tried again.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 type Reply = SyncSender<Result<(), StorageError>>;
 
@@ -49,6 +54,8 @@ struct Pending {
     free_memory: bool,
     prepare_spare: bool,
     close: Option<Reply>,
+    /// Something found no room on the disk and is to be tried again.
+    retry: bool,
     stop: bool,
 }
 
@@ -62,6 +69,7 @@ enum Work {
     FreeMemory,
     Flush(Arc<Log>),
     PrepareSpare,
+    Retry,
     Close(Reply),
     Stop,
 }
@@ -190,7 +198,16 @@ impl Signals {
             if let Some(work) = pending.take() {
                 return work;
             }
-            pending = wait(&self.changed, pending);
+            if !pending.retry {
+                pending = wait(&self.changed, pending);
+                continue;
+            }
+            let (guard, is_over) = wait_at_most(&self.changed, pending, RETRY_INTERVAL);
+            pending = guard;
+            if is_over {
+                pending.retry = false;
+                return Work::Retry;
+            }
         }
     }
 
@@ -268,16 +285,35 @@ impl Flusher {
             Work::FreeMemory => (self.free_memory(), None),
             Work::Flush(log) => (self.flush_due(&log), None),
             Work::PrepareSpare => (self.prepare_spare(), None),
+            Work::Retry => (self.retry(), None),
             Work::Stop => (Ok(()), None),
         };
         let result = result.map_err(|error| match error {
             StorageError::Poisoned { .. } | StorageError::Closed => error,
+            // Only who asked for it has to know, and what was given up can be done again.
+            StorageError::Deleted(_) | StorageError::Superseded => error,
+            error if error.is_out_of_room() => {
+                self.core.space.found_no_room();
+                lock(&self.core.signals.inner).retry = true;
+                error
+            }
             other => self.core.poison.set(&other.to_string()),
         });
         if let Some(reply) = reply {
             // The asker waits; if it is gone nobody wants the answer.
             let _ = reply.send(result);
         }
+    }
+
+    /// Does again what found no room on the disk: all that is due.
+    fn retry(&mut self) -> Result<(), StorageError> {
+        self.core.poison.check()?;
+        Counters::add(&self.core.counters.flush_retries, 1);
+        for log in self.logs.all() {
+            self.flush_due(&log)?;
+        }
+        self.free_memory()?;
+        self.recycle_if_due()
     }
 
     fn prepare_spare(&self) -> Result<(), StorageError> {

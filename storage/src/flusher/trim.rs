@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::Flusher;
+use crate::counters::Counters;
 use crate::error::StorageError;
 use crate::partition_log::Log;
 
@@ -17,6 +18,9 @@ impl Flusher {
                 return Ok(());
             }
             let mut gone = state.trim(&self.core.memory);
+            let bytes = gone.iter().map(|segment| segment.log_bytes).sum();
+            Counters::add(&self.core.counters.segments_deleted, gone.len() as u64);
+            Counters::add(&self.core.counters.segment_bytes_deleted, bytes);
             // So that the next checkpoint makes it durable that the names are gone.
             state.has_new_files |= !gone.is_empty();
             gone.retain(|segment| state.doom(segment.id()));

@@ -23,7 +23,7 @@ use chronik_types::offset::Offset;
 use self::state::{LogState, ReplicaState};
 use crate::core::Core;
 use crate::entry::{LogEntry, Payload, Purged, TermStart};
-use crate::error::StorageError;
+use crate::error::{Damage, StorageError};
 use crate::sync::lock;
 
 /// A log is flushed when this much of it is ready.
@@ -160,6 +160,12 @@ impl PartitionLog {
         has_any.then(|| state.durable_next - 1)
     }
 
+    /// What was found to be damaged on disk first; gone when the content is replaced. The rest of the
+    /// log goes on being served.
+    pub fn damage(&self) -> Option<Damage> {
+        self.log.lock().damage.clone()
+    }
+
     /// The last entry that is hidden from Raft.
     pub fn purged(&self) -> Option<Purged> {
         self.log.lock().purged
@@ -214,6 +220,12 @@ impl PartitionLog {
                 _ => None,
             });
         flushed + batches.sum::<u64>()
+    }
+
+    /// The disk has no room for new records: a leader should refuse them before it assigns offsets.
+    /// Passes by itself when there is room again.
+    pub fn is_full(&self) -> bool {
+        self.log.core.space.found().is_full
     }
 
     /// Data of this and other logs that waits for its commit has used up half of the memory budget:

@@ -109,7 +109,7 @@ impl LogState {
 }
 
 impl Log {
-    fn view(&self, segment: Segment) -> SegmentView<'_> {
+    pub fn view(&self, segment: Segment) -> SegmentView<'_> {
         SegmentView {
             files: &self.core.files,
             group: self.group,
@@ -117,7 +117,8 @@ impl Log {
         }
     }
 
-    /// What a failed read of a segment means: nothing (`None`) if the segment is gone meanwhile.
+    /// What a failed read of a segment means: nothing (`None`) if the segment is gone meanwhile, else
+    /// that the log is damaged, if the error says so.
     pub fn explain<T>(
         &self,
         segment: &Segment,
@@ -127,11 +128,12 @@ impl Log {
             Ok(value) => return Ok(Some(value)),
             Err(error) => error,
         };
-        let state = self.lock();
+        let mut state = self.lock();
         self.check_usable(&state)?;
         if !state.segments.iter().any(|s| s.id() == segment.id()) {
             return Ok(None);
         }
+        state.note_damage(self.group, &error);
         Err(error)
     }
 

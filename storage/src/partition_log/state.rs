@@ -14,10 +14,12 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
+use chronik_types::id::RaftGroupId;
 use chronik_types::offset::Offset;
 
 use super::pins::Pins;
 use crate::entry::{LogEntry, Purged, TermStart};
+use crate::error::{Damage, StorageError};
 use crate::memory::size_of;
 use crate::segment::Segment;
 
@@ -87,6 +89,8 @@ pub struct LogState {
     pub unflushed_since_ms: i64,
     pub appended_ms: i64,
     pub pins: Pins,
+    /// The first that was found.
+    pub damage: Option<Damage>,
     pub is_deleted: bool,
     /// Waits in the flusher's queue of logs with something to delete.
     pub is_trim_queued: bool,
@@ -330,6 +334,25 @@ impl LogState {
             .range(from..)
             .map(|entry| size_of(&entry.entry))
             .sum()
+    }
+
+    /// Remembers the first damage, and tells people.
+    pub fn note_damage(&mut self, group: RaftGroupId, error: &StorageError) {
+        if let StorageError::Corrupt {
+            file,
+            position,
+            why,
+        } = error
+        {
+            let path = file.display();
+            tracing::error!(raft_group_id = %group, file = %path, position, %why, "a log is damaged");
+            self.damage.get_or_insert_with(|| Damage {
+                group,
+                file: file.clone(),
+                position: *position,
+                why: why.clone(),
+            });
+        }
     }
 
     /// Takes over the content of another log; what belongs to the group and to the handles stays.

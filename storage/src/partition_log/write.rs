@@ -44,6 +44,7 @@ impl PartitionLog {
         if has_batches {
             // Blank and membership entries always go: without them nothing could be committed,
             // and the memory never be freed.
+            core.space.check(bytes)?;
             core.memory
                 .check(bytes)
                 .inspect_err(|_| core.signals.free_memory())?;

@@ -3,6 +3,7 @@
 //! Invariant: the answer comes from checked slots; a hint from an index is only taken if its entry is
 //! undamaged and lies within the entry that the sidecar names.
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 
 use chronik_types::id::RaftGroupId;
@@ -41,10 +42,17 @@ impl SegmentView<'_> {
         let file = self
             .files
             .open(self.group, self.segment.id(), kind, false)
-            .map_err(|e| StorageError::io("cannot open", &self.path(kind), e))?;
+            .map_err(|e| match e.kind() {
+                ErrorKind::NotFound => self.corrupt(kind, position, "the file is missing"),
+                _ => StorageError::io("cannot open", &self.path(kind), e),
+            })?;
         read_exact_at(&*file, buffer, position).map_err(|e| match e.kind() {
-            std::io::ErrorKind::UnexpectedEof => {
+            ErrorKind::UnexpectedEof => {
                 self.corrupt(kind, position, "the file is shorter than it was")
+            }
+            // The medium cannot give back what it was given.
+            _ if e.raw_os_error() == Some(libc::EIO) => {
+                self.corrupt(kind, position, "the disk cannot read it")
             }
             _ => StorageError::io("cannot read", &self.path(kind), e),
         })

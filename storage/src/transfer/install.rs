@@ -12,7 +12,7 @@ use bytes::Bytes;
 use super::manifest::{LogManifest, ManifestSegment, SegmentFile};
 use crate::checkpoint::GroupCheckpoint;
 use crate::entry::Purged;
-use crate::error::StorageError;
+use crate::error::{CANNOT_SYNC, StorageError};
 use crate::partition_log::Log;
 use crate::partition_log::state::ReplicaState;
 use crate::segment::indexer::Indexer;
@@ -101,6 +101,7 @@ impl Installer {
             return Err(invalid("a piece lies beyond the end of its file"));
         };
         self.log.core.poison.check()?;
+        self.log.core.space.check(bytes.len())?;
         let mut part = lock(part);
         self.log.check_usable(&self.log.lock())?;
         part.checked = None;
@@ -170,7 +171,7 @@ impl Installer {
         let dir = dir_of(files.partitions(), self.log.group);
         for dir in [&dir, files.partitions()] {
             let synced = files.disk().sync_dir(dir);
-            synced.map_err(|e| StorageError::io("cannot sync", dir, e))?;
+            synced.map_err(|e| StorageError::io(CANNOT_SYNC, dir, e))?;
         }
         let content = self.content(replica_state);
         let log = self.log.clone();
@@ -247,7 +248,12 @@ impl Installer {
         let written = file.and_then(|file| file.write_at(&[IoSlice::new(bytes)], position));
         written.map_err(|e| {
             let path = files.path(self.log.group, id, kind);
-            StorageError::io("cannot write", &path, e)
+            let error = StorageError::io("cannot write", &path, e);
+            if error.is_out_of_room() {
+                self.log.core.space.found_no_room();
+                return self.log.core.space.check(0).err().unwrap_or(error);
+            }
+            error
         })
     }
 
@@ -280,7 +286,7 @@ impl Installer {
             self.write_at(segment.id(), kind, 0, bytes)?;
         }
         self.sync(&segment)
-            .map_err(|e| StorageError::io("cannot sync", &view.path(FileKind::Log), e))?;
+            .map_err(|e| StorageError::io(CANNOT_SYNC, &view.path(FileKind::Log), e))?;
         Ok(segment)
     }
 

@@ -234,7 +234,8 @@ impl LogManifest {
         }
         for pair in self.segments.windows(2) {
             let (a, b) = (&pair[0], &pair[1]);
-            if (a.next_offset, a.next_index) != (b.base_offset, b.first_index) {
+            // Entries without records may be in no segment.
+            if a.next_offset != b.base_offset || a.next_index > b.first_index {
                 return Err("its segments do not follow each other");
             }
             if a.base_offset == b.base_offset && a.log_bytes > 0 {
@@ -252,7 +253,7 @@ impl LogManifest {
             return Err("its last index makes no sense");
         }
         if let Some(last) = self.segments.last()
-            && (last.next_index, last.next_offset) != (self.last_index + 1, self.next_offset)
+            && (last.next_index > self.last_index + 1 || last.next_offset != self.next_offset)
         {
             return Err("its segments do not end with its last entry");
         }
@@ -337,6 +338,7 @@ mod tests {
         };
         check(&|m| m.segments[1].base_offset = Offset(11));
         check(&|m| m.segments[1].next_index = 12);
+        check(&|m| m.segments[2].next_index = 16);
         check(&|m| m.segments[2].next_offset = Offset(20));
         check(&|m| m.segments[2].log_bytes = u64::MAX);
         check(&|m| m.segments[2].sidecar_bytes += 1);

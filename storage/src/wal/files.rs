@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::disk::{Disk, DiskFile};
-use crate::error::StorageError;
+use crate::error::{CANNOT_SYNC, StorageError};
 use crate::sync::lock;
 
 /// The first file is small and not prepared, so that a new broker starts at once.
@@ -102,6 +102,9 @@ impl WalFiles {
         let path = path_of(&self.dir, file.sequence);
         let opened = self.open_file(&path, frame_size);
         let opened = opened.map_err(|e| StorageError::io("cannot make", &path, e))?;
+        self.disk
+            .sync_dir(&self.dir)
+            .map_err(|e| StorageError::io(CANNOT_SYNC, &self.dir, e))?;
         lock(&self.inner).live.push_back(file);
         Ok(opened)
     }
@@ -119,14 +122,18 @@ impl WalFiles {
             }
             None => self.disk.open(path, true)?,
         };
-        self.disk.sync_dir(&self.dir)?;
         let size = file.size()?;
         let capacity = if size >= self.file_size_bytes {
             size
         } else {
             self.file_size_bytes.min(UNPREPARED_FILE_MAX_BYTES)
         };
-        Ok((file, capacity.max(frame_size)))
+        let capacity = capacity.max(frame_size);
+        if size < capacity {
+            // A frame must never find the disk full halfway.
+            file.allocate(capacity)?;
+        }
+        Ok((file, capacity))
     }
 
     /// Takes the files before `sequence` out of use; the checkpoint no longer needs them.
@@ -147,7 +154,7 @@ impl WalFiles {
         }
         self.disk
             .sync_dir(&self.dir)
-            .map_err(|e| StorageError::io("cannot sync", &self.dir, e))
+            .map_err(|e| StorageError::io(CANNOT_SYNC, &self.dir, e))
     }
 
     /// Makes an unused file a spare, or removes it.

@@ -5,11 +5,12 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::Duration;
 
 use super::record::Record;
 use crate::error::StorageError;
 use crate::poison::Poison;
-use crate::sync::{lock, wait};
+use crate::sync::{lock, wait, wait_at_most};
 
 const QUEUED_BYTES_MAX: usize = 64 << 20;
 const QUEUED_RECORDS_MAX: usize = 64 << 10;
@@ -108,6 +109,17 @@ impl WalQueue {
     pub fn close(&self) {
         lock(&self.state).is_closed = true;
         self.room.notify_all();
+        self.work.notify_all();
+    }
+
+    /// Waits for a while; false: the queue is closed.
+    pub fn wait_while_open(&self, time: Duration) -> bool {
+        let state = lock(&self.state);
+        if state.is_closed {
+            return false;
+        }
+        let (state, _) = wait_at_most(&self.work, state, time);
+        !state.is_closed
     }
 
     /// The WAL thread ends when it has written what is queued.

@@ -5,6 +5,7 @@
 
 use std::io::IoSlice;
 use std::sync::Arc;
+use std::time::Duration;
 
 use uuid::Uuid;
 
@@ -17,6 +18,8 @@ use crate::poison::Poison;
 
 /// Most bytes of one group commit, unless a single record is larger.
 const GROUP_BYTES_MAX: usize = 4 << 20;
+
+const ROOM_RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Where the log goes on after recovery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +37,8 @@ pub struct WalWriter {
     next: WalPosition,
     open: Option<OpenFile>,
     on_new_file: Box<dyn Fn() + Send>,
+    /// It has a thread of its own, which may wait.
+    waits_for_room: bool,
 }
 
 /// Tells everybody, when it is dropped, that nothing will be written any more.
@@ -71,6 +76,7 @@ impl WalWriter {
             next,
             open: None,
             on_new_file,
+            waits_for_room: false,
         }
     }
 
@@ -84,6 +90,7 @@ impl WalWriter {
         // Also after a panic, so that nobody waits for a thread that is gone.
         let _abandon = Abandon(self.queue.clone());
         raise_priority();
+        self.waits_for_room = true;
         loop {
             let group = self.queue.take_group(GROUP_BYTES_MAX);
             if group.is_empty() {
@@ -131,7 +138,7 @@ impl WalWriter {
         match &self.open {
             Some(open) if !wants_new_file && open.position + frame_size <= open.capacity => {}
             Some(open) if wants_new_file && open.position == 0 => {}
-            _ => self.open_next(frame_size)?,
+            _ => self.open_next_when_there_is_room(frame_size)?,
         }
         let open = self.open.as_mut().expect("a file was opened above");
         let header = FrameHeader {
@@ -162,6 +169,25 @@ impl WalWriter {
         self.files
             .set_confirmed(self.next.next_frame, self.next.next_record);
         Ok(written)
+    }
+
+    /// A full disk is waited for, since nothing of the frame is written yet: records are refused
+    /// meanwhile, and what is queued is little.
+    fn open_next_when_there_is_room(&mut self, frame_size: u64) -> Result<(), StorageError> {
+        let mut has_warned = false;
+        loop {
+            match self.open_next(frame_size) {
+                Err(error) if error.is_out_of_room() && self.waits_for_room => {
+                    if !std::mem::replace(&mut has_warned, true) {
+                        tracing::error!(%error, "the WAL waits for room on the disk");
+                    }
+                    if !self.queue.wait_while_open(ROOM_RETRY_INTERVAL) {
+                        return Err(error);
+                    }
+                }
+                other => return other,
+            }
+        }
     }
 
     fn open_next(&mut self, frame_size: u64) -> Result<(), StorageError> {

@@ -33,6 +33,8 @@ pub fn small_config() -> StorageConfig {
         memory_max_bytes: 1 << 20,
         segment_bytes: 4000,
         open_files_max: 8,
+        scrub_bytes_per_second: 0,
+        ..StorageConfig::default()
     }
 }
 

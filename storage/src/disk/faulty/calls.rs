@@ -6,8 +6,10 @@ use std::io::{self, IoSlice};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{FaultyDisk, FaultyFile, Inode, NameChange, Operation, SECTOR_SIZE, power, put};
-use crate::disk::{Disk, DiskFile, LockGuard};
+use super::{
+    FaultyDisk, FaultyFile, Inode, NameChange, Operation, SECTOR_SIZE, os_error, power, put,
+};
+use crate::disk::{Disk, DiskFile, DiskSpace, LockGuard};
 use crate::sync::lock;
 
 impl Disk for FaultyDisk {
@@ -84,6 +86,16 @@ impl Disk for FaultyDisk {
         Ok(names)
     }
 
+    fn space(&self, dir: &Path) -> io::Result<DiskSpace> {
+        let mut inner = lock(&self.inner);
+        inner.enter(Operation::Other, dir, false)?;
+        let total_bytes = inner.capacity.unwrap_or(u64::MAX);
+        Ok(DiskSpace {
+            available_bytes: total_bytes.saturating_sub(inner.used_bytes()),
+            total_bytes,
+        })
+    }
+
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         let mut inner = lock(&self.inner);
         let fails = inner.enter(Operation::Sync, dir, true)?;
@@ -132,10 +144,17 @@ impl DiskFile for FaultyFile {
     }
 
     fn write_at(&self, parts: &[IoSlice<'_>], position: u64) -> io::Result<()> {
-        let bytes: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).collect();
+        let mut bytes: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).collect();
         let position = usize::try_from(position).map_err(io::Error::other)?;
         let mut inner = lock(&self.disk.inner);
         let fails = inner.enter(Operation::Write, &self.path, true)?;
+        // What finds room is written before the call fails.
+        let room = inner.room_for(self.inode, position + bytes.len());
+        let is_full = room < position + bytes.len();
+        bytes.truncate(room.saturating_sub(position));
+        if bytes.is_empty() && is_full {
+            return Err(os_error(io::ErrorKind::StorageFull));
+        }
         let inode = &mut inner.inodes[self.inode];
         put(&mut inode.data, position, &bytes);
         if !bytes.is_empty() {
@@ -146,6 +165,9 @@ impl DiskFile for FaultyFile {
                     .unsynced
                     .push((sector, inode.data[from..end].to_vec()));
             }
+        }
+        if is_full {
+            return Err(os_error(io::ErrorKind::StorageFull));
         }
         power(fails)
     }
@@ -176,12 +198,25 @@ impl DiskFile for FaultyFile {
         Ok(inner.inodes[self.inode].data.len() as u64)
     }
 
+    fn allocate(&self, size: u64) -> io::Result<()> {
+        let mut inner = lock(&self.disk.inner);
+        inner.enter(Operation::Other, &self.path, false)?;
+        let size = usize::try_from(size).map_err(io::Error::other)?;
+        if inner.room_for(self.inode, size) < size {
+            return Err(os_error(io::ErrorKind::StorageFull));
+        }
+        let inode = &mut inner.inodes[self.inode];
+        inode.allocated = inode.allocated.max(size);
+        Ok(())
+    }
+
     fn set_size(&self, size: u64) -> io::Result<()> {
         let mut inner = lock(&self.disk.inner);
         let fails = inner.enter(Operation::Other, &self.path, true)?;
         let size = usize::try_from(size).map_err(io::Error::other)?;
         let inode = &mut inner.inodes[self.inode];
         inode.data.resize(size, 0);
+        inode.allocated = inode.allocated.min(size);
         // Cutting reaches the disk at once or later; here at once, so that stale sectors cannot
         // grow the file again. What was cut off and fsynced before is gone either way.
         inode.unsynced.retain_mut(|(sector, bytes)| {

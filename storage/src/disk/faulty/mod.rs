@@ -35,6 +35,7 @@ pub struct Fault {
     pub path_contains: &'static str,
     /// How many matching calls go well before one fails; all after it fail too.
     pub after: usize,
+    /// `Other` is an error of the device (EIO).
     pub error: io::ErrorKind,
 }
 
@@ -52,6 +53,8 @@ struct Inner {
     /// What was done to names since their folders were fsynced, in order.
     name_changes: Vec<NameChange>,
     faults: Vec<Fault>,
+    /// What all files together may hold.
+    capacity: Option<u64>,
     /// Changing calls left before the power fails.
     fuse: Option<usize>,
     has_power_failed: bool,
@@ -63,6 +66,8 @@ struct Inner {
 #[derive(Clone, Default)]
 struct Inode {
     data: Vec<u8>,
+    /// Taken ahead, by size of the file.
+    allocated: usize,
     synced: Vec<u8>,
     /// Sectors that were written since the last fsync, with their content, in order.
     unsynced: Vec<(usize, Vec<u8>)>,
@@ -95,6 +100,16 @@ impl FaultyDisk {
         lock(&self.inner).faults.clear();
     }
 
+    /// How many bytes the disk holds from now on; `None`: any number.
+    pub fn set_capacity(&self, bytes: Option<u64>) {
+        lock(&self.inner).capacity = bytes;
+    }
+
+    /// Bytes of all files.
+    pub fn used_bytes(&self) -> u64 {
+        lock(&self.inner).used_bytes()
+    }
+
     /// The power fails during the changing call after `calls` more; every later call fails.
     pub fn fail_power_after(&self, calls: usize) {
         lock(&self.inner).fuse = Some(calls);
@@ -123,6 +138,7 @@ impl FaultyDisk {
                 }
             }
             inodes.push(Inode {
+                allocated: inode.allocated,
                 synced: data.clone(),
                 data,
                 unsynced: Vec::new(),
@@ -172,6 +188,7 @@ impl FaultyDisk {
         if let Some(inode) = inner.names.get(path).copied() {
             inner.inodes[inode] = Inode {
                 data: bytes.clone(),
+                allocated: 0,
                 synced: bytes,
                 unsynced: Vec::new(),
             };
@@ -205,7 +222,7 @@ impl Inner {
                 && path.to_string_lossy().contains(fault.path_contains);
             if is_hit {
                 if fault.after == 0 {
-                    return Err(fault.error.into());
+                    return Err(os_error(fault.error));
                 }
                 fault.after -= 1;
             }
@@ -222,6 +239,24 @@ impl Inner {
             }
         }
         Ok(false)
+    }
+
+    fn used_bytes(&self) -> u64 {
+        let sizes = self
+            .names
+            .values()
+            .map(|inode| self.inodes[*inode].size_on_disk());
+        sizes.map(|size| size as u64).sum()
+    }
+
+    /// How far a file may be written when it is to grow to `size`.
+    fn room_for(&self, inode: usize, size: usize) -> usize {
+        let Some(capacity) = self.capacity else {
+            return size;
+        };
+        let own = self.inodes[inode].size_on_disk();
+        let free = capacity.saturating_sub(self.used_bytes());
+        size.min(own.saturating_add(usize::try_from(free).unwrap_or(usize::MAX)))
     }
 
     fn change_name(&mut self, operation: &Path, change: NameChange) -> io::Result<()> {
@@ -254,6 +289,21 @@ impl NameChange {
             NameChange::Create(path, _) | NameChange::Remove(path) => path.parent() == Some(dir),
             NameChange::Rename(_, to) => to.parent() == Some(dir),
         }
+    }
+}
+
+impl Inode {
+    fn size_on_disk(&self) -> usize {
+        self.data.len().max(self.allocated)
+    }
+}
+
+/// As the operating system says it, so that callers can tell what it means.
+fn os_error(kind: io::ErrorKind) -> io::Error {
+    match kind {
+        io::ErrorKind::StorageFull => io::Error::from_raw_os_error(libc::ENOSPC),
+        io::ErrorKind::Other => io::Error::from_raw_os_error(libc::EIO),
+        kind => kind.into(),
     }
 }
 
