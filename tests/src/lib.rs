@@ -16,6 +16,8 @@ pub mod turn;
 pub mod wait;
 pub mod wire;
 
+pub mod checker;
+
 use std::path::PathBuf;
 
 /// The top folder of the project.

@@ -27,6 +27,11 @@ pub struct Answer {
 
 impl Rest {
     pub fn new(addresses: Vec<String>) -> Self {
+        Self::with_deadline(addresses, ANSWER_DEADLINE)
+    }
+
+    /// Gives each controller so long to answer.
+    pub fn with_deadline(addresses: Vec<String>, deadline: Duration) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -34,7 +39,7 @@ impl Rest {
         let http = reqwest::Client::builder()
             .no_proxy()
             .pool_max_idle_per_host(0)
-            .timeout(ANSWER_DEADLINE)
+            .timeout(deadline)
             .build()
             .expect("no TLS and no resolver settings that could be refused");
         Self {

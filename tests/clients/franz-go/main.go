@@ -31,6 +31,7 @@ var commands = []command{
 	{"verify", "read everything back and compare with what was acknowledged", verify},
 	{"probe", "write one record after the other, and print when each was acknowledged", probe},
 	{"group", "consume in a group with commits, printing each record, until told to leave", group},
+	{"checker", "the workload of the consistency checker, told by standard input what comes next", runChecker},
 	{"version", "print the version", version},
 }
 

@@ -11,6 +11,7 @@ mod groups;
 mod lessons;
 mod malformed;
 
+mod checker;
 mod controllers_down;
 mod durability;
 mod failover;

@@ -1,0 +1,264 @@
+//! Carries out a schedule of faults on a fleet, and heals everything at its end.
+//!
+//! Invariant: every fault that began is noted in the history with whom it hit, and is over when `heal`
+//! returns.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use super::fleet::Fleet;
+use super::network::{Effect, Rule};
+use super::schedule::{Fault, Step, Target};
+use super::workload::{TOPICS, Workload};
+use crate::wait::measure_over;
+
+/// How often the schedule, the processes and the workload are looked at.
+const TICK: Duration = Duration::from_millis(20);
+/// Between two brokers that are restarted one after the other, at most. Other faults may be in the way.
+const TURN_DEADLINE: Duration = Duration::from_secs(10);
+const READY_DEADLINE: Duration = Duration::from_secs(60);
+
+pub struct Nemesis<'a> {
+    pub fleet: &'a mut Fleet,
+    pub workload: &'a mut Workload,
+    /// How often each kind of fault began.
+    pub counts: BTreeMap<String, usize>,
+    active: BTreeSet<usize>,
+}
+
+impl<'a> Nemesis<'a> {
+    pub fn new(fleet: &'a mut Fleet, workload: &'a mut Workload) -> Self {
+        Self {
+            fleet,
+            workload,
+            counts: BTreeMap::new(),
+            active: BTreeSet::new(),
+        }
+    }
+
+    /// Runs the schedule to its end; `tick` is called all the while.
+    pub fn run(&mut self, steps: &[Step], length: Duration, mut tick: impl FnMut(&mut Self)) {
+        let started = Instant::now();
+        let mut next = 0;
+        loop {
+            let now = started.elapsed();
+            let over: Vec<usize> = self.active.iter().copied().collect();
+            for number in over.into_iter().filter(|&number| steps[number].end <= now) {
+                self.end(number);
+            }
+            if let Some(step) = steps.get(next).filter(|step| step.begin <= now) {
+                self.begin(next, step);
+                next += 1;
+                continue;
+            }
+            if now >= length && next >= steps.len() && self.active.is_empty() {
+                return;
+            }
+            self.fleet.settle();
+            tick(self);
+            measure_over(TICK);
+        }
+    }
+
+    /// Ends everything, starts everything but `left_down`, and waits until it is ready. What is not in
+    /// time is told.
+    pub fn heal(&mut self, left_down: Option<&str>) -> Vec<String> {
+        for number in std::mem::take(&mut self.active) {
+            self.fleet.lift(number);
+        }
+        self.fleet.network().heal();
+        if let Some(name) = left_down {
+            self.workload.note(&format!("{name} stays down"));
+            self.fleet.kill(usize::MAX, &[name.to_owned()]);
+        }
+        self.fleet.settle();
+        let mut late = Vec::new();
+        for name in self.fleet.names("") {
+            if Some(name.as_str()) != left_down
+                && let Err(why) = self.fleet.wait_until_ready(&name, READY_DEADLINE)
+            {
+                late.push(format!("{why} after everything was healed"));
+            }
+        }
+        late
+    }
+
+    fn begin(&mut self, number: usize, step: &Step) {
+        let fault = &step.fault;
+        let name = format!("{fault:?}");
+        let name = name.split(['(', ' ']).next().unwrap_or_default();
+        let lasts = step.end.saturating_sub(step.begin);
+        let what = format!("fault {number}: {fault:?} for {} ms", lasts.as_millis());
+        match self.start(number, fault, lasts) {
+            Ok(hit) => {
+                *self.counts.entry(name.to_owned()).or_default() += 1;
+                self.workload.note(&format!("{what} begins: {hit}"));
+            }
+            Err(why) => {
+                self.fleet.lift(number);
+                self.workload.note(&format!("{what} does not begin: {why}"));
+                return;
+            }
+        }
+        self.active.insert(number);
+    }
+
+    fn end(&mut self, number: usize) {
+        self.active.remove(&number);
+        self.fleet.lift(number);
+        self.fleet.settle();
+        self.workload.note(&format!("fault {number} ends"));
+    }
+
+    /// Begins a fault, and says whom it hit.
+    fn start(&mut self, number: usize, fault: &Fault, lasts: Duration) -> Result<String, String> {
+        match fault {
+            Fault::Kill(target) => {
+                let name = self.standing(target)?;
+                self.fleet.kill(number, std::slice::from_ref(&name));
+                Ok(name)
+            }
+            Fault::KillAll(role) => {
+                let names = self.fleet.names(role);
+                self.fleet.kill(number, &names);
+                Ok(names.join(", "))
+            }
+            Fault::KillInTurn => Ok(self.in_turn(number, lasts, |fleet, name| {
+                fleet.kill(number, &[name.to_owned()]);
+            })),
+            Fault::Roll => {
+                // An orderly stop in the middle of other faults may take as long as they do.
+                for active in std::mem::take(&mut self.active) {
+                    self.end(active);
+                }
+                Ok(self.in_turn(number, lasts, |fleet, name| {
+                    fleet.terminate(number, name);
+                    fleet.wait_for_end(name);
+                }))
+            }
+            Fault::Pause(target) => {
+                let name = self.standing(target)?;
+                self.fleet.pause(number, &name);
+                Ok(name)
+            }
+            Fault::StallDisk(target) => {
+                let name = self.standing(target)?;
+                self.fleet.stall(number, &name)?;
+                Ok(name)
+            }
+            Fault::Move { .. } => Err("replicas cannot be moved yet".to_owned()),
+            network => {
+                let (rules, hit) = self.rules(network)?;
+                self.fleet.network().impose(number, rules);
+                Ok(hit)
+            }
+        }
+    }
+
+    /// Takes each broker down and starts it again, one after the other.
+    fn in_turn(
+        &mut self,
+        number: usize,
+        pause: Duration,
+        down: impl Fn(&mut Fleet, &str),
+    ) -> String {
+        let names = self.fleet.names("broker");
+        for name in &names {
+            down(self.fleet, name);
+            self.workload
+                .note(&format!("fault {number}: {name} is down"));
+            measure_over(pause);
+            self.fleet.lift(number);
+            self.fleet.settle();
+            // Not in time: another fault holds it up, or `heal` will tell.
+            let _ = self.fleet.wait_until_ready(name, TURN_DEADLINE);
+        }
+        names.join(", ")
+    }
+
+    fn rules(&self, fault: &Fault) -> Result<(Vec<Rule>, String), String> {
+        let rule = |from: &str, to: &str, effect| Rule {
+            from: from.to_owned(),
+            to: to.to_owned(),
+            effect,
+        };
+        let both = |name: &str, effect| vec![rule(name, "*", effect), rule("*", name, effect)];
+        Ok(match fault {
+            Fault::Isolate(target) => {
+                let name = self.resolve(target)?;
+                (both(&name, Effect::Cut), name)
+            }
+            Fault::Disconnect(target) => {
+                let name = self.resolve(target)?;
+                (both(&name, Effect::Reset), name)
+            }
+            Fault::Mute(target) => {
+                let name = self.resolve(target)?;
+                (vec![rule(&name, "*", Effect::Cut)], name)
+            }
+            Fault::Deafen(target) => {
+                let name = self.resolve(target)?;
+                (vec![rule("*", &name, Effect::Cut)], name)
+            }
+            Fault::Slow(target, delay) => {
+                let name = self.resolve(target)?;
+                (both(&name, Effect::Delay(*delay)), name)
+            }
+            Fault::CutPair(one, other) => (
+                vec![rule(one, other, Effect::Cut), rule(other, one, Effect::Cut)],
+                format!("{one} and {other}"),
+            ),
+            Fault::CutOneWay(from, to) => {
+                (vec![rule(from, to, Effect::Cut)], format!("{from} to {to}"))
+            }
+            Fault::CutFromControllers(target) => {
+                let name = self.resolve(target)?;
+                let controllers = self.fleet.names("controller");
+                let rules = controllers.iter().flat_map(|controller| {
+                    [
+                        rule(&name, controller, Effect::Cut),
+                        rule(controller, &name, Effect::Cut),
+                    ]
+                });
+                (rules.collect(), name)
+            }
+            other => return Err(format!("{other:?} is no fault of the network")),
+        })
+    }
+
+    /// Who is meant, if it is up.
+    fn standing(&self, target: &Target) -> Result<String, String> {
+        let name = self.resolve(target)?;
+        if self.fleet.is_up(&name) {
+            Ok(name)
+        } else {
+            Err(format!("{name} is down already"))
+        }
+    }
+
+    fn resolve(&self, target: &Target) -> Result<String, String> {
+        match target {
+            Target::Named(name) => Ok(name.clone()),
+            Target::LeaderOf(number) => {
+                let mut number = *number;
+                for (topic, partitions) in TOPICS {
+                    if number < *partitions {
+                        let partition = self.fleet.quick_rest().partition(topic, number)?;
+                        let leader = partition.leader.ok_or("the partition has no leader")?;
+                        return Ok(format!("broker-{leader}"));
+                    }
+                    number -= partitions;
+                }
+                Err("there is no such partition".to_owned())
+            }
+            Target::LeadingController => {
+                let cluster = self.fleet.quick_rest().get("/v1/cluster")?;
+                let leader = cluster["controller_leader"].as_u64();
+                Ok(format!(
+                    "controller-{}",
+                    leader.ok_or("no controller leads")?
+                ))
+            }
+        }
+    }
+}
