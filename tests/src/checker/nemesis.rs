@@ -3,7 +3,7 @@
 //! Invariant: every fault that began is noted in the history with whom it hit, and is over when `heal`
 //! returns.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::fleet::Fleet;
@@ -23,7 +23,8 @@ pub struct Nemesis<'a> {
     pub workload: &'a mut Workload,
     /// How often each kind of fault began.
     pub counts: BTreeMap<String, usize>,
-    active: BTreeSet<usize>,
+    /// Faults that last, and when they are to end.
+    active: BTreeMap<usize, Instant>,
 }
 
 impl<'a> Nemesis<'a> {
@@ -32,7 +33,7 @@ impl<'a> Nemesis<'a> {
             fleet,
             workload,
             counts: BTreeMap::new(),
-            active: BTreeSet::new(),
+            active: BTreeMap::new(),
         }
     }
 
@@ -42,8 +43,11 @@ impl<'a> Nemesis<'a> {
         let mut next = 0;
         loop {
             let now = started.elapsed();
-            let over: Vec<usize> = self.active.iter().copied().collect();
-            for number in over.into_iter().filter(|&number| steps[number].end <= now) {
+            let over = self
+                .active
+                .iter()
+                .filter(|(_, end)| **end <= Instant::now());
+            for number in over.map(|(number, _)| *number).collect::<Vec<_>>() {
                 self.end(number);
             }
             if let Some(step) = steps.get(next).filter(|step| step.begin <= now) {
@@ -63,7 +67,7 @@ impl<'a> Nemesis<'a> {
     /// Ends everything, starts everything but `left_down`, and waits until it is ready. What is not in
     /// time is told.
     pub fn heal(&mut self, left_down: Option<&str>) -> Vec<String> {
-        for number in std::mem::take(&mut self.active) {
+        for number in std::mem::take(&mut self.active).into_keys() {
             self.fleet.lift(number);
         }
         self.fleet.network().heal();
@@ -100,7 +104,8 @@ impl<'a> Nemesis<'a> {
                 return;
             }
         }
-        self.active.insert(number);
+        // A fault that begins late, behind one that took its time, still lasts as long.
+        self.active.insert(number, Instant::now() + lasts);
     }
 
     fn end(&mut self, number: usize) {
@@ -128,7 +133,7 @@ impl<'a> Nemesis<'a> {
             })),
             Fault::Roll => {
                 // An orderly stop in the middle of other faults may take as long as they do.
-                for active in std::mem::take(&mut self.active) {
+                for active in std::mem::take(&mut self.active).into_keys() {
                     self.end(active);
                 }
                 Ok(self.in_turn(number, lasts, |fleet, name| {
