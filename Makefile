@@ -3,7 +3,7 @@
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help run test test-all check bench fix
+.PHONY: help run test test-all check-consistency check bench fix
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1	/p' $(MAKEFILE_LIST)
@@ -17,6 +17,12 @@ test: ## what every change must pass
 
 test-all: ## test, and what takes longer: Jaeger, container images, long fault runs
 	scripts/test-all.sh
+
+check-consistency: ## clients against faults, judged, for as long as ARGS="--minutes 30 --seed 1" says
+	cargo build --release --locked -p chronik-controller -p chronik-broker -p chronik-gateway -p chronik-cli
+	scripts/install-test-tools.sh
+	cargo build --release --locked -p chronik-tests --bin chronik-checker
+	CHRONIK_BIN_DIR=$(abspath $(TARGET))/release $(TARGET)/release/chronik-checker $(ARGS)
 
 check: ## format and lints, without changing anything
 	cargo fmt --all --check

@@ -31,6 +31,9 @@ make_test() {
 stage "make test" make_test
 stage "Jaeger" check scripts/install-test-tools.sh jaeger
 stage "container engine" check scripts/install-test-tools.sh containers
+# What the consistency checker has to find: built beside the product, never into it.
+stage "broken broker" check cargo build --release --locked "${product[@]}" --features chronik-broker/sabotage \
+    --bin chronik-broker-sabotaged
 stage "long tests" cargo_tests cargo test --release --locked --no-fail-fast \
     -p chronik-tests --test long -- --test-threads=1
 summary

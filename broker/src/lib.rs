@@ -23,6 +23,9 @@ pub mod consumer_group;
 
 pub mod rpc;
 
+#[cfg(feature = "sabotage")]
+pub mod sabotage;
+
 #[cfg(test)]
 mod cluster_test;
 #[cfg(test)]

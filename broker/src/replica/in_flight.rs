@@ -120,6 +120,10 @@ impl Pending {
 
     /// The entry is on the leader's disk. Called from the WAL thread.
     pub(super) fn durable(self) {
+        #[cfg(feature = "sabotage")]
+        if crate::sabotage::is(crate::sabotage::Sabotage::AckBeforeCommit) {
+            return self.0.answer_appended(|_| true);
+        }
         self.0.answer_appended(|acks| acks == Acks::Leader);
     }
 }

@@ -145,6 +145,12 @@ fn sequence(replica: &Replica, leadership: &Leadership, items: Vec<Queued>) -> V
                 Some(sequence) => staging.check(sequence),
                 None => Ok(StagedVerdict::Append),
             };
+            #[cfg(feature = "sabotage")]
+            let verdict = if crate::sabotage::is(crate::sabotage::Sabotage::ForgetSequences) {
+                Ok(StagedVerdict::Append)
+            } else {
+                verdict
+            };
             match verdict {
                 Ok(StagedVerdict::Append) => accepted.push(queued),
                 Ok(StagedVerdict::AfterThisEntry) => later.push(queued),

@@ -110,6 +110,12 @@ impl Replica {
     pub async fn read(&self, request: ReadRequest) -> Result<ReadResult, ReadError> {
         self.check_leader(request.current_leader_epoch)?;
         let high_watermark = self.high_watermark();
+        #[cfg(feature = "sabotage")]
+        let high_watermark = if crate::sabotage::is(crate::sabotage::Sabotage::ReadUncommitted) {
+            self.log.log_end_offset()
+        } else {
+            high_watermark
+        };
         let mut result = ReadResult {
             high_watermark,
             log_start_offset: self.log.log_start_offset(),

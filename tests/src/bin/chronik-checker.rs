@@ -1,5 +1,6 @@
 //! The long form of the consistency checker: run after run, each with a cluster of its own and a new
 //! seed, until the time is over or an anomaly is found. Exit code 1: one was found.
+#![expect(clippy::print_stdout, reason = "a person or a script reads it")]
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -40,9 +41,10 @@ struct Arguments {
     /// How long clients may take to make progress after everything was healed.
     #[arg(long, default_value_t = 60)]
     bound_seconds: u64,
-    /// Another broker than the product's.
+    /// Run brokers that are built wrong on purpose: ack-before-commit, forget-sequences or
+    /// read-uncommitted. Needs chronik-broker-sabotaged, as scripts/test-all.sh builds it.
     #[arg(long)]
-    broker_binary: Option<PathBuf>,
+    sabotage: Option<String>,
     /// Go on after an anomaly, with the next seed.
     #[arg(long)]
     go_on: bool,
@@ -85,10 +87,9 @@ fn main() -> anyhow::Result<ExitCode> {
         options.rate = arguments.rate;
         options.bound = Duration::from_secs(arguments.bound_seconds);
         options.shape.brokers = arguments.brokers;
-        options
-            .shape
-            .broker_binary
-            .clone_from(&arguments.broker_binary);
+        if let Some(name) = &arguments.sabotage {
+            options.shape = options.shape.sabotaged(name);
+        }
         options.keep = arguments.keep;
         let outcome = run(&options, &|line| {
             println!("[{:>6.0} s] {line}", started.elapsed().as_secs_f64());

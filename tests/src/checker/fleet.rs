@@ -43,6 +43,16 @@ pub struct Shape {
     pub broker_environment: Vec<(String, String)>,
 }
 
+impl Shape {
+    /// The same with brokers that do one thing wrong (`chronik_broker::sabotage`).
+    #[must_use]
+    pub fn sabotaged(mut self, name: &str) -> Self {
+        self.broker_binary = Some(bin_dir().join("chronik-broker-sabotaged"));
+        self.broker_environment = vec![("CHRONIK_SABOTAGE".to_owned(), name.to_owned())];
+        self
+    }
+}
+
 impl Default for Shape {
     fn default() -> Self {
         Self {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::fleet::Fleet;
 use super::network::{Effect, Rule};
-use super::schedule::{Fault, Step, Target};
+use super::schedule::{Direction, Fault, Scope, Step, Target};
 use super::workload::{TOPICS, Workload};
 use crate::wait::measure_over;
 
@@ -187,46 +187,50 @@ impl<'a> Nemesis<'a> {
             to: to.to_owned(),
             effect,
         };
-        let both = |name: &str, effect| vec![rule(name, "*", effect), rule("*", name, effect)];
+        let between = |one: &str, other: &str, direction, effect| match direction {
+            Direction::Both => vec![rule(one, other, effect), rule(other, one, effect)],
+            Direction::Out => vec![rule(one, other, effect)],
+            Direction::In => vec![rule(other, one, effect)],
+        };
+        let around = |name: &str, from, direction, effect| -> Vec<Rule> {
+            let others = match from {
+                Scope::Everybody => vec!["*".to_owned()],
+                Scope::Brokers => self.fleet.names("broker"),
+                Scope::Controllers => self.fleet.names("controller"),
+                Scope::Gateways => self.fleet.names("gateway"),
+            };
+            let others = others.iter();
+            others
+                .flat_map(|other| between(name, other, direction, effect))
+                .collect()
+        };
         Ok(match fault {
-            Fault::Isolate(target) => {
+            Fault::Cut {
+                target,
+                from,
+                direction,
+            } => {
                 let name = self.resolve(target)?;
-                (both(&name, Effect::Cut), name)
+                (around(&name, *from, *direction, Effect::Cut), name)
             }
-            Fault::Disconnect(target) => {
+            Fault::Reset { target, from } => {
                 let name = self.resolve(target)?;
-                (both(&name, Effect::Reset), name)
-            }
-            Fault::Mute(target) => {
-                let name = self.resolve(target)?;
-                (vec![rule(&name, "*", Effect::Cut)], name)
-            }
-            Fault::Deafen(target) => {
-                let name = self.resolve(target)?;
-                (vec![rule("*", &name, Effect::Cut)], name)
+                (around(&name, *from, Direction::Both, Effect::Reset), name)
             }
             Fault::Slow(target, delay) => {
                 let name = self.resolve(target)?;
-                (both(&name, Effect::Delay(*delay)), name)
+                let effect = Effect::Delay(*delay);
+                let rules = around(&name, Scope::Everybody, Direction::Both, effect);
+                (rules, name)
             }
-            Fault::CutPair(one, other) => (
-                vec![rule(one, other, Effect::Cut), rule(other, one, Effect::Cut)],
+            Fault::CutPair {
+                one,
+                other,
+                direction,
+            } => (
+                between(one, other, *direction, Effect::Cut),
                 format!("{one} and {other}"),
             ),
-            Fault::CutOneWay(from, to) => {
-                (vec![rule(from, to, Effect::Cut)], format!("{from} to {to}"))
-            }
-            Fault::CutFromControllers(target) => {
-                let name = self.resolve(target)?;
-                let controllers = self.fleet.names("controller");
-                let rules = controllers.iter().flat_map(|controller| {
-                    [
-                        rule(&name, controller, Effect::Cut),
-                        rule(controller, &name, Effect::Cut),
-                    ]
-                });
-                (rules.collect(), name)
-            }
             other => return Err(format!("{other:?} is no fault of the network")),
         })
     }

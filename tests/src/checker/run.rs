@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use reqwest::Method;
 use serde_json::json;
 
 use super::fleet::{Fleet, Shape};
@@ -12,8 +13,10 @@ use super::nemesis::Nemesis;
 use super::schedule::{Extent, Family, Step, plan};
 use super::workload::{Load, TOPICS, Workload};
 use crate::turn::Turn;
+use crate::wait::wait_for;
 use crate::wire::Random;
 
+const START_DEADLINE: Duration = Duration::from_secs(60);
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
 /// What follows the faults takes less.
 const AFTER_FAULTS: Duration = Duration::from_secs(900);
@@ -123,11 +126,7 @@ pub fn run(options: &Options, say: &dyn Fn(&str)) -> Outcome {
     let seed = options.seed;
     say(&format!("seed {seed}, files in {}", folder.display()));
     let mut fleet = Fleet::start(&folder, &options.shape);
-    for (topic, partitions) in TOPICS {
-        let partitions = u32::try_from(*partitions).expect("few");
-        let configs = json!({"min.insync.replicas": "2"});
-        fleet.rest().create_topic(topic, partitions, 3, configs);
-    }
+    create_topics(&fleet);
     let mut workload = Workload::start(&fleet, &load(options));
     let steps = schedule(options);
     let (faults, recovered_in, mut crashes) =
@@ -148,6 +147,26 @@ pub fn run(options: &Options, say: &dyn Fn(&str)) -> Outcome {
         let _ = std::fs::remove_dir_all(&outcome.folder);
     }
     outcome
+}
+
+/// The brokers are ready, but on a busy machine one may have missed its heartbeats since.
+fn create_topics(fleet: &Fleet) {
+    let rest = fleet.rest();
+    for (topic, partitions) in TOPICS {
+        let body = json!({
+            "name": topic, "partition_count": partitions, "replication_factor": 3,
+            "configs": {"min.insync.replicas": "2"}, "timeout_ms": 60_000,
+        });
+        wait_for(
+            &format!("topic {topic} to be created"),
+            START_DEADLINE,
+            || match rest.ask(Method::POST, "/v1/topics", Some(&body)) {
+                Some(answer) if answer.status < 300 || answer.status == 409 => Ok(()),
+                other => Err(format!("{other:?}")),
+            },
+        );
+        rest.wait_until_healthy(topic, START_DEADLINE);
+    }
 }
 
 fn load(options: &Options) -> Load {

@@ -18,6 +18,26 @@ pub enum Target {
     LeadingController,
 }
 
+/// From whom a service is cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    Everybody,
+    /// Gateways, hence clients, still reach a broker that reaches no other.
+    Brokers,
+    Controllers,
+    Gateways,
+}
+
+/// Which bytes do not arrive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    Both,
+    /// Those that the service, or the first of two, sends.
+    Out,
+    /// Those that are sent to it.
+    In,
+}
+
 /// What is done.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fault {
@@ -33,20 +53,20 @@ pub enum Fault {
     Pause(Target),
     /// The thread that writes and syncs the log stands still.
     StallDisk(Target),
-    /// No bytes between a service and all others.
-    Isolate(Target),
-    /// The same, with connections reset instead of silent.
-    Disconnect(Target),
-    /// No bytes from a service to the others, which it hears.
-    Mute(Target),
-    /// No bytes from the others to a service, which they hear.
-    Deafen(Target),
+    /// No bytes between a service and others.
+    Cut {
+        target: Target,
+        from: Scope,
+        direction: Direction,
+    },
+    /// Connections between a service and others are reset, and new ones as well.
+    Reset { target: Target, from: Scope },
     /// No bytes between two brokers; both reach the third.
-    CutPair(String, String),
-    /// No bytes from one broker to another, only the other way.
-    CutOneWay(String, String),
-    /// No bytes between a broker and the controllers.
-    CutFromControllers(Target),
+    CutPair {
+        one: String,
+        other: String,
+        direction: Direction,
+    },
     /// Everything to and from a service is late.
     Slow(Target, Duration),
     /// The replicas of a partition move to other brokers.
@@ -180,6 +200,23 @@ impl Chooser {
         (name(one), name(other))
     }
 
+    /// Both ways half of the time.
+    fn direction(&mut self) -> Direction {
+        match self.below(4) {
+            0 => Direction::Out,
+            1 => Direction::In,
+            _ => Direction::Both,
+        }
+    }
+
+    fn scope(&mut self) -> Scope {
+        match self.below(3) {
+            0 => Scope::Everybody,
+            1 => Scope::Brokers,
+            _ => Scope::Gateways,
+        }
+    }
+
     fn millis(&mut self, from: u64, to: u64) -> Duration {
         Duration::from_millis(from + self.below(to - from))
     }
@@ -223,19 +260,38 @@ impl Chooser {
     fn network(&mut self) -> (Fault, Duration) {
         let lasts = self.millis(300, 7000);
         let fault = match self.below(10) {
-            0 | 1 => Fault::Isolate(self.anybody()),
-            2 => Fault::Disconnect(self.anybody()),
-            3 => Fault::Mute(self.anybody()),
-            4 => Fault::Deafen(self.anybody()),
-            5 => {
+            0 => Fault::Cut {
+                target: self.anybody(),
+                from: Scope::Everybody,
+                direction: self.direction(),
+            },
+            1..=3 => Fault::Cut {
+                target: self.broker(),
+                from: Scope::Brokers,
+                direction: self.direction(),
+            },
+            4 => Fault::Cut {
+                target: self.broker(),
+                from: Scope::Controllers,
+                direction: self.direction(),
+            },
+            5 => Fault::Cut {
+                target: self.broker(),
+                from: Scope::Gateways,
+                direction: self.direction(),
+            },
+            6 => Fault::Reset {
+                target: self.anybody(),
+                from: self.scope(),
+            },
+            7 | 8 => {
                 let (one, other) = self.two_brokers();
-                Fault::CutPair(one, other)
+                Fault::CutPair {
+                    one,
+                    other,
+                    direction: self.direction(),
+                }
             }
-            6 | 7 => {
-                let (one, other) = self.two_brokers();
-                Fault::CutOneWay(one, other)
-            }
-            8 => Fault::CutFromControllers(self.broker()),
             _ => {
                 let delay = self.millis(20, 600);
                 Fault::Slow(self.anybody(), delay)
@@ -283,13 +339,9 @@ mod tests {
             "Roll",
             "Pause",
             "StallDisk",
-            "Isolate",
-            "Disconnect",
-            "Mute",
-            "Deafen",
+            "Cut {",
+            "Reset",
             "CutPair",
-            "CutOneWay",
-            "CutFromControllers",
             "Slow",
             "Move",
         ] {

@@ -91,6 +91,47 @@ fn crates_import_only_what_the_table_allows() {
     }
 }
 
+/// A broker that breaks its promises exists for one test; nothing else may build or ship it.
+#[test]
+fn no_product_is_built_with_sabotage() {
+    for package in packages() {
+        let name = package["name"].as_str().expect("a package has a name");
+        let features = package["features"].as_object().expect("a table");
+        for (feature, enables) in features {
+            let by_itself = name == "chronik-broker" && feature == "sabotage";
+            assert!(
+                by_itself || !enables.to_string().contains("sabotage"),
+                "{name}: feature {feature} turns sabotage on"
+            );
+        }
+        for dependency in package["dependencies"].as_array().into_iter().flatten() {
+            let asked = dependency["features"].to_string();
+            assert!(!asked.contains("sabotage"), "{name} asks for sabotage");
+        }
+        for target in package["targets"].as_array().into_iter().flatten() {
+            let is_sabotaged = target["name"] == "chronik-broker-sabotaged";
+            let requires = target["required-features"].to_string();
+            assert!(
+                !is_sabotaged || requires.contains("sabotage"),
+                "{name} builds a sabotaged broker without being asked"
+            );
+        }
+    }
+    let mark = b"THIS BROKER IS SABOTAGED";
+    for product in [
+        "chronik-broker",
+        "chronik-gateway",
+        "chronik-controller",
+        "chronik",
+    ] {
+        let path = chronik_tests::bin_dir().join(product);
+        let binary =
+            std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let found = binary.windows(mark.len()).any(|bytes| bytes == mark);
+        assert!(!found, "{} is sabotaged", path.display());
+    }
+}
+
 #[test]
 fn seams_are_crossed_only_where_they_belong() {
     for package in packages() {
