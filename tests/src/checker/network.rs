@@ -24,8 +24,10 @@ use tokio::time::Instant;
 /// Read at once, and chunks that may wait per direction of a connection.
 const CHUNK_SIZE: usize = 64 * 1024;
 const CHUNKS_MAX: usize = 32;
-/// How often a connection's owner is looked for; it may not have returned from `connect` yet.
-const OWNER_TRIES: usize = 3;
+/// How often a connection's owner is looked for: the kernel's table is read in pieces, and while it
+/// changes a line may be missed.
+const OWNER_TRIES: usize = 40;
+const OWNER_RETRY: Duration = Duration::from_millis(5);
 
 /// What happens to bytes from one service to another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -177,9 +179,9 @@ impl Relay {
     }
 
     async fn connection(mut self, client: TcpStream, address: SocketAddr) {
-        let owners = self.owners.clone();
-        let source = tokio::task::spawn_blocking(move || owner_of(address, &owners)).await;
-        let source = source.ok().flatten().unwrap_or_else(|| "?".to_owned());
+        let Some(source) = self.source(address).await else {
+            return abort(&client);
+        };
         let reset = |rules: &Rules| is_reset(rules, &source, &self.name);
         if reset(&self.rules.borrow()) {
             return abort(&client);
@@ -201,6 +203,20 @@ impl Relay {
             () = back.run(server_read, client_write) => {}
             _ = self.rules.wait_for(reset) => {}
         }
+    }
+
+    /// Who connects from an address. A connection of nobody we know could not be cut from anybody:
+    /// there is none, but that of a process that has just died.
+    async fn source(&self, address: SocketAddr) -> Option<String> {
+        for _ in 0..OWNER_TRIES {
+            let owners = self.owners.clone();
+            let found = tokio::task::spawn_blocking(move || owner_of(address, &owners)).await;
+            if let Ok(Some(name)) = found {
+                return Some(name);
+            }
+            tokio::time::sleep(OWNER_RETRY).await;
+        }
+        None
     }
 
     fn direction(&self, from: &str, to: &str) -> Direction {
@@ -262,25 +278,19 @@ impl Direction {
 
 /// The service whose process has its end of a connection at `address`.
 fn owner_of(address: SocketAddr, owners: &Owners) -> Option<String> {
-    for _ in 0..OWNER_TRIES {
-        let inode = socket_inode(address)?;
-        let wanted = format!("socket:[{inode}]");
-        let candidates = owners
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
-        for (pid, name) in candidates {
-            let files = std::fs::read_dir(format!("/proc/{pid}/fd"));
-            let has_it = files.into_iter().flatten().flatten().any(|file| {
-                std::fs::read_link(file.path())
-                    .is_ok_and(|link| link.as_os_str() == wanted.as_str())
-            });
-            if has_it {
-                return Some(name);
-            }
-        }
-    }
-    None
+    let wanted = format!("socket:[{}]", socket_inode(address)?);
+    let candidates = owners
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .clone();
+    let has_it = |pid: &u32| {
+        let files = std::fs::read_dir(format!("/proc/{pid}/fd"));
+        files.into_iter().flatten().flatten().any(|file| {
+            std::fs::read_link(file.path()).is_ok_and(|link| link.as_os_str() == wanted.as_str())
+        })
+    };
+    let (_, name) = candidates.into_iter().find(|(pid, _)| has_it(pid))?;
+    Some(name)
 }
 
 /// The inode of the socket that is bound to a local address, by the kernel's table.

@@ -146,7 +146,7 @@ pub fn plan(seed: u64, length: Duration, extent: Extent, families: &[Family]) ->
             fault,
         });
         // Three of four wait for the one before to be over; the others overlap it.
-        let calm = Duration::from_millis(500 + chooser.below(4000));
+        let calm = Duration::from_millis(200 + chooser.below(2000));
         let end = end + TURNS.saturating_mul(u32::from(fault_takes_turns(&steps)));
         at = if chooser.below(4) == 0 {
             at + calm.min(lasts)

@@ -42,7 +42,7 @@ fn is_caught(sabotage: &str, kinds: &[Kind]) {
 
 fn broken(seed: u64, sabotage: &str) -> Options {
     let mut options = Options::new(seed, RUN);
-    options.families = vec![Family::Kill, Family::Pause, Family::Network];
+    options.families = vec![Family::Kill, Family::Network];
     options.shape = options.shape.sabotaged(sabotage);
     // What is broken may well be stuck at the end; that is no reason to wait for long.
     options.bound = Duration::from_secs(20);
