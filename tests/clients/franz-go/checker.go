@@ -2,12 +2,13 @@
 // every operation noted in the history. It is told by lines on standard input what comes next:
 //
 //	note TEXT      put TEXT into the history, such as a fault that begins
+//	warm           before the first fault: every producer has to be acknowledged in every partition
 //	healed         all faults are over: every producer has to be acknowledged in every partition
 //	finish         stop writing; every send has to get its outcome, every reader its records
 //	readback TEXT  read everything from the start with a new client
 //	quit           end
 //
-// and answers the last four with "done". What does not happen within the bound is noted as stuck.
+// and answers all but the first with "done". What does not happen within the bound is noted as stuck.
 package main
 
 import (
@@ -113,6 +114,8 @@ func runChecker(ctx context.Context, args []string) error {
 		case "note":
 			c.history.note("note", `"what":%s`, quoted(rest))
 			continue
+		case "warm":
+			c.awaitAcks()
 		case "healed":
 			c.history.note("healed", "")
 			c.awaitAcks()

@@ -25,6 +25,8 @@ pub struct Nemesis<'a> {
     pub counts: BTreeMap<String, usize>,
     /// Faults that last, and when they are to end.
     active: BTreeMap<usize, Instant>,
+    /// Time spent on faults that take brokers down one after the other.
+    in_turn: Duration,
 }
 
 impl<'a> Nemesis<'a> {
@@ -34,6 +36,7 @@ impl<'a> Nemesis<'a> {
             workload,
             counts: BTreeMap::new(),
             active: BTreeMap::new(),
+            in_turn: Duration::ZERO,
         }
     }
 
@@ -42,7 +45,8 @@ impl<'a> Nemesis<'a> {
         let started = Instant::now();
         let mut next = 0;
         loop {
-            let now = started.elapsed();
+            // The schedule's clock stands still while brokers are taken down in turn.
+            let now = started.elapsed().saturating_sub(self.in_turn);
             let over = self
                 .active
                 .iter()
@@ -128,19 +132,13 @@ impl<'a> Nemesis<'a> {
                 self.fleet.kill(number, &names);
                 Ok(names.join(", "))
             }
-            Fault::KillInTurn => Ok(self.in_turn(number, lasts, |fleet, name| {
+            Fault::KillInTurn => Ok(self.take_turns(number, lasts, |fleet, name| {
                 fleet.kill(number, &[name.to_owned()]);
             })),
-            Fault::Roll => {
-                // An orderly stop in the middle of other faults may take as long as they do.
-                for active in std::mem::take(&mut self.active).into_keys() {
-                    self.end(active);
-                }
-                Ok(self.in_turn(number, lasts, |fleet, name| {
-                    fleet.terminate(number, name);
-                    fleet.wait_for_end(name);
-                }))
-            }
+            Fault::Roll => Ok(self.take_turns(number, lasts, |fleet, name| {
+                fleet.terminate(number, name);
+                fleet.wait_for_end(name);
+            })),
             Fault::Pause(target) => {
                 let name = self.standing(target)?;
                 self.fleet.pause(number, &name);
@@ -161,12 +159,17 @@ impl<'a> Nemesis<'a> {
     }
 
     /// Takes each broker down and starts it again, one after the other.
-    fn in_turn(
+    fn take_turns(
         &mut self,
         number: usize,
         pause: Duration,
         down: impl Fn(&mut Fleet, &str),
     ) -> String {
+        let began = Instant::now();
+        // In the middle of other faults an orderly stop, and a start, may take as long as they do.
+        for active in std::mem::take(&mut self.active).into_keys() {
+            self.end(active);
+        }
         let names = self.fleet.names("broker");
         for name in &names {
             down(self.fleet, name);
@@ -178,6 +181,7 @@ impl<'a> Nemesis<'a> {
             // Not in time: another fault holds it up, or `heal` will tell.
             let _ = self.fleet.wait_until_ready(name, TURN_DEADLINE);
         }
+        self.in_turn += began.elapsed();
         names.join(", ")
     }
 

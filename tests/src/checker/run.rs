@@ -128,6 +128,8 @@ pub fn run(options: &Options, say: &dyn Fn(&str)) -> Outcome {
     let mut fleet = Fleet::start(&folder, &options.shape);
     create_topics(&fleet);
     let mut workload = Workload::start(&fleet, &load(options));
+    // Faults begin when all clients are served.
+    workload.command("warm");
     let steps = schedule(options);
     let (faults, recovered_in, mut crashes) =
         harm_and_heal(options, &steps, &mut fleet, &mut workload, say);

@@ -119,14 +119,6 @@ pub struct Extent {
     pub partitions: usize,
 }
 
-/// What brokers that are restarted one after the other take, about.
-const TURNS: Duration = Duration::from_secs(8);
-
-fn fault_takes_turns(steps: &[Step]) -> bool {
-    let last = steps.last().map(|step| &step.fault);
-    matches!(last, Some(Fault::KillInTurn | Fault::Roll))
-}
-
 /// The schedule of a seed.
 pub fn plan(seed: u64, length: Duration, extent: Extent, families: &[Family]) -> Vec<Step> {
     assert!(!families.is_empty(), "there is something to choose from");
@@ -147,7 +139,6 @@ pub fn plan(seed: u64, length: Duration, extent: Extent, families: &[Family]) ->
         });
         // Three of four wait for the one before to be over; the others overlap it.
         let calm = Duration::from_millis(200 + chooser.below(2000));
-        let end = end + TURNS.saturating_mul(u32::from(fault_takes_turns(&steps)));
         at = if chooser.below(4) == 0 {
             at + calm.min(lasts)
         } else {

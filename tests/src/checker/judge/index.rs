@@ -15,7 +15,9 @@ pub enum Outcome {
         micros: u64,
     },
     Failed,
-    Unknown,
+    Unknown {
+        micros: u64,
+    },
 }
 
 #[derive(Debug, Clone)]
@@ -132,7 +134,7 @@ impl Index {
             } => self.set_outcome(*partition, *value, Outcome::Failed),
             Event::Unknown {
                 partition, value, ..
-            } => self.set_outcome(*partition, *value, Outcome::Unknown),
+            } => self.set_outcome(*partition, *value, Outcome::Unknown { micros }),
             Event::Poll {
                 reader,
                 partition,

@@ -241,6 +241,9 @@ fn a_later_send_before_an_earlier_one_is_reordered() {
 fn a_hole_in_a_producers_numbers_is_found() {
     let lines = "send 1/0; send 1/1; unknown 1/0; ok 1/1 0";
     check(&format!("{lines}; {}", read_by_all("1/1")), &[Kind::Hole]);
+    // The client had given up before it sent the next.
+    let lines = "send 1/0; unknown 1/0; send 1/1; ok 1/1 0";
+    check(&format!("{lines}; {}", read_by_all("1/1")), &[]);
 }
 
 #[test]

@@ -107,7 +107,8 @@ fn numbered_in_order(index: &Index, partition: PartitionNumber, verdict: &mut Ve
             continue;
         }
         let next = expected.entry(value.client).or_default();
-        if value.sequence > *next {
+        let given_up = |missing| was_given_up(index, partition, value, missing);
+        if value.sequence > *next && !(*next..value.sequence).all(given_up) {
             let what = format!(
                 "{} is at offset {offset}, and its values {} to {} are not before it",
                 index.describe(partition, value),
@@ -128,6 +129,28 @@ fn numbered_in_order(index: &Index, partition: PartitionNumber, verdict: &mut Ve
     }
 }
 
+/// Whether the client had told that `missing` may not be done before it sent `later` at all. A client
+/// that never got its producer id, say, gives up what waits for it, and goes on with the next.
+fn was_given_up(
+    index: &Index,
+    partition: PartitionNumber,
+    later: WrittenValue,
+    missing: u32,
+) -> bool {
+    let sends = &index.sends[partition];
+    let earlier = WrittenValue {
+        sequence: missing,
+        ..later
+    };
+    match (
+        sends.get(&earlier).map(|send| send.outcome),
+        sends.get(&later),
+    ) {
+        (Some(Outcome::Unknown { micros }), Some(later)) => micros <= later.micros,
+        _ => false,
+    }
+}
+
 /// What certainly failed is not there.
 fn outcomes(index: &Index, partition: PartitionNumber, places: &Places, verdict: &mut Verdict) {
     for (value, (offset, _)) in places {
@@ -142,7 +165,7 @@ fn outcomes(index: &Index, partition: PartitionNumber, places: &Places, verdict:
                 );
                 verdict.add(Kind::FailedRead, send.micros, what);
             }
-            Outcome::Unknown => verdict.note("sends of unknown outcome that were done"),
+            Outcome::Unknown { .. } => verdict.note("sends of unknown outcome that were done"),
             Outcome::Pending | Outcome::Acked { .. } => {}
         }
     }
