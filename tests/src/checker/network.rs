@@ -179,6 +179,10 @@ impl Relay {
     }
 
     async fn connection(mut self, client: TcpStream, address: SocketAddr) {
+        // Most connections are to who is down; nobody needs to know whose they are.
+        let Ok(server) = TcpStream::connect(self.target).await else {
+            return abort(&client);
+        };
         let Some(source) = self.source(address).await else {
             return abort(&client);
         };
@@ -186,9 +190,6 @@ impl Relay {
         if reset(&self.rules.borrow()) {
             return abort(&client);
         }
-        let Ok(server) = TcpStream::connect(self.target).await else {
-            return abort(&client);
-        };
         // Nagle's algorithm would add delays that nobody asked for.
         let _ = (client.set_nodelay(true), server.set_nodelay(true));
         // Both ends see a close at once when this returns, as when a process dies.

@@ -1,4 +1,4 @@
-//! The short form of the consistency checker: a minute of faults, then the judge.
+//! The short form of the consistency checker: half a minute of faults, then the judge.
 //!
 //! `CHRONIK_CHECKER_SEED` repeats the schedule of a run that was printed. The long form is
 //! `make check-consistency`.
@@ -10,7 +10,7 @@ use chronik_tests::figures::report;
 
 #[test]
 fn clients_see_a_consistent_log_whatever_fails() {
-    let options = Options::new(seed_from_environment(), Duration::from_secs(45));
+    let options = Options::new(seed_from_environment(), Duration::from_secs(25));
     let outcome = run(&options, &|line| report(&format!("checker: {line}")));
     report(&format!("checker: {outcome}"));
     assert!(
