@@ -6,6 +6,9 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use reqwest::Method;
+use serde_json::json;
+
 use super::fleet::Fleet;
 use super::network::{Effect, Rule};
 use super::schedule::{Direction, Fault, Scope, Step, Target};
@@ -16,7 +19,20 @@ use crate::wait::measure_over;
 const TICK: Duration = Duration::from_millis(20);
 /// Between two brokers that are restarted one after the other, at most. Other faults may be in the way.
 const TURN_DEADLINE: Duration = Duration::from_secs(10);
+/// Of the workload's topics.
+const REPLICATION: usize = 3;
 const READY_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Topic and partition of a number that counts through all topics.
+fn place(mut number: usize) -> Result<(&'static str, usize), String> {
+    for (topic, partitions) in TOPICS {
+        if number < *partitions {
+            return Ok((topic, number));
+        }
+        number -= partitions;
+    }
+    Err("there is no such partition".to_owned())
+}
 
 pub struct Nemesis<'a> {
     pub fleet: &'a mut Fleet,
@@ -149,7 +165,7 @@ impl<'a> Nemesis<'a> {
                 self.fleet.stall(number, &name)?;
                 Ok(name)
             }
-            Fault::Move { .. } => Err("replicas cannot be moved yet".to_owned()),
+            Fault::Move { partition, shift } => self.move_replicas(*partition, *shift),
             network => {
                 let (rules, hit) = self.rules(network)?;
                 self.fleet.network().impose(number, rules);
@@ -183,6 +199,24 @@ impl<'a> Nemesis<'a> {
         }
         self.in_turn += began.elapsed();
         names.join(", ")
+    }
+
+    /// Asks for other replicas of a partition: as many as it has, from some broker on, in turn.
+    fn move_replicas(&self, partition: usize, shift: usize) -> Result<String, String> {
+        let (topic, number) = place(partition)?;
+        let brokers = self.fleet.names("broker").len();
+        let replicas: Vec<usize> = (0..REPLICATION)
+            .map(|replica| 1 + (partition + shift + replica) % brokers)
+            .collect();
+        let body = json!({
+            "partitions": [{"topic": topic, "partition": number, "replicas": replicas}]
+        });
+        let rest = self.fleet.quick_rest();
+        match rest.ask(Method::POST, "/v1/reassignments", Some(&body)) {
+            Some(answer) if answer.status < 300 => Ok(format!("{topic}-{number} to {replicas:?}")),
+            Some(answer) => Err(format!("{} {}", answer.status, answer.body)),
+            None => Err("no controller answers".to_owned()),
+        }
     }
 
     fn rules(&self, fault: &Fault) -> Result<(Vec<Rule>, String), String> {
@@ -253,16 +287,10 @@ impl<'a> Nemesis<'a> {
         match target {
             Target::Named(name) => Ok(name.clone()),
             Target::LeaderOf(number) => {
-                let mut number = *number;
-                for (topic, partitions) in TOPICS {
-                    if number < *partitions {
-                        let partition = self.fleet.quick_rest().partition(topic, number)?;
-                        let leader = partition.leader.ok_or("the partition has no leader")?;
-                        return Ok(format!("broker-{leader}"));
-                    }
-                    number -= partitions;
-                }
-                Err("there is no such partition".to_owned())
+                let (topic, number) = place(*number)?;
+                let partition = self.fleet.quick_rest().partition(topic, number)?;
+                let leader = partition.leader.ok_or("the partition has no leader")?;
+                Ok(format!("broker-{leader}"))
             }
             Target::LeadingController => {
                 let cluster = self.fleet.quick_rest().get("/v1/cluster")?;
