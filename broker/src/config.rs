@@ -150,6 +150,47 @@ impl ReplicationSettings {
     }
 }
 
+/// The life of the partitions' logs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct LogSettings {
+    /// How often retention and sealing are looked at: log.retention.check.interval.ms.
+    pub retention_check_interval_ms: u64,
+    /// Bytes that Raft keeps readable for followers that are a little behind. One that is further
+    /// behind gets a copy of the log.
+    pub raft_keep_bytes: u64,
+    /// What copies from other brokers may take per second, all replicas together; 0: no limit.
+    pub copy_bytes_per_second: u64,
+    /// Logs copied from other brokers at the same time.
+    pub copies_max: usize,
+}
+
+impl Default for LogSettings {
+    fn default() -> Self {
+        Self {
+            retention_check_interval_ms: 300_000,
+            raft_keep_bytes: 64 * 1024 * 1024,
+            copy_bytes_per_second: 0,
+            copies_max: 4,
+        }
+    }
+}
+
+impl LogSettings {
+    fn validate(&self) -> Result<(), String> {
+        if self.retention_check_interval_ms == 0 {
+            return Err("log.retention-check-interval-ms must be above 0".to_owned());
+        }
+        if self.raft_keep_bytes < 1024 * 1024 {
+            return Err("log.raft-keep-bytes must be at least 1048576".to_owned());
+        }
+        if self.copies_max == 0 {
+            return Err("log.copies-max must be above 0".to_owned());
+        }
+        Ok(())
+    }
+}
+
 /// Configuration of a broker.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
@@ -172,6 +213,7 @@ pub struct Config {
     pub worker_threads: usize,
     pub storage: StorageSettings,
     pub replication: ReplicationSettings,
+    pub log: LogSettings,
     pub consumer_groups: GroupConfig,
     pub telemetry: TelemetryConfig,
 }
@@ -189,6 +231,7 @@ impl Default for Config {
             worker_threads: 1,
             storage: StorageSettings::default(),
             replication: ReplicationSettings::default(),
+            log: LogSettings::default(),
             consumer_groups: GroupConfig::default(),
             telemetry: TelemetryConfig {
                 // Raft reports each step of each group, and each failed attempt to reach a dead peer.
@@ -229,6 +272,7 @@ impl Config {
             return Err("storage.memory-max-bytes must be at least 1048576".to_owned());
         }
         self.replication.validate()?;
+        self.log.validate()?;
         self.consumer_groups
             .validate()
             .map_err(|error| format!("consumer-groups: {error}"))?;
@@ -314,6 +358,10 @@ CHRONIK_BROKER_STORAGE__MEMORY_MAX_BYTES. Flags win over the environment, and th
   [storage]
   wal-file-size-bytes       size of one WAL file [67108864]
   memory-max-bytes          memory for the newest batches of all partitions [268435456]
+  reserve-bytes             records are refused when the disk has less room than this [a
+                            twentieth of the disk, 1 to 4 GiB, at most a tenth]
+  scrub-bytes-per-second    how fast sealed segments are looked through for damage; 0: not at all
+                            [1048576]
 
   [replication]
   ping-interval-ms          between two pings of a peer [250]
@@ -330,6 +378,13 @@ CHRONIK_BROKER_STORAGE__MEMORY_MAX_BYTES. Flags win over the environment, and th
   follower-rest-after-ms    the Raft of a follower not used for so long is closed until it is
                             needed, which saves its memory; 0: never [30000]
   open-followers-max        above it, those longest unused are closed after two seconds [1000]
+
+  [log]
+  retention-check-interval-ms  how often retention and sealing are looked at [300000]
+  raft-keep-bytes           kept of each log for followers a little behind; one that is further
+                            behind gets a copy of the log's files [67108864]
+  copy-bytes-per-second     taken by all copies from other brokers; 0: no limit [0]
+  copies-max                logs copied from other brokers at the same time [4]
 
   [consumer-groups]         as Apache Kafka's settings of the same meaning
   initial-rebalance-delay-ms [3000], session-timeout-min-ms [6000],
@@ -382,6 +437,8 @@ mod tests {
         );
         check(|c| c.storage.memory_max_bytes = 1, "memory-max-bytes");
         check(|c| c.consumer_groups.members_max = 0, "consumer-groups");
+        check(|c| c.log.raft_keep_bytes = 1, "raft-keep-bytes");
+        check(|c| c.log.copies_max = 0, "copies-max");
     }
 
     #[test]

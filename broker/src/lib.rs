@@ -14,6 +14,9 @@ mod resting;
 
 pub mod peers;
 
+pub mod catch_up;
+pub mod log_life;
+
 pub mod leadership;
 
 pub mod controller_client;

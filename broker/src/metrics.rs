@@ -18,6 +18,10 @@ pub const CAMPAIGNS: &str = "chronik_broker_campaigns";
 pub const ELECTION_SECONDS: &str = "chronik_broker_election_seconds";
 pub const REPORTS: &str = "chronik_broker_partition_reports";
 pub const PEERS_CONNECTED: &str = "chronik_broker_peers_connected";
+pub const COPIED_BYTES: &str = "chronik_broker_copied_bytes";
+pub const COPIES_INSTALLED: &str = "chronik_broker_copies_installed";
+pub const COPIES_FAILED: &str = "chronik_broker_copies_failed";
+pub const RETENTION_RUNS: &str = "chronik_broker_retention_runs";
 pub const REGISTERED: &str = "chronik_broker_registered";
 pub const IMAGE_REVISION: &str = "chronik_broker_image_revision";
 
@@ -44,6 +48,14 @@ pub struct BrokerMetrics {
     pub reports: Counter,
     /// Peers that are connected.
     pub peers_connected: Gauge,
+    /// Bytes of logs fetched from other brokers in bulk.
+    pub copied_bytes: Counter,
+    /// Logs that were replaced by a copy of their leader's.
+    pub copies_installed: Counter,
+    /// Copies that were broken off.
+    pub copies_failed: Counter,
+    /// Log starts that were raised by retention.
+    pub retention_runs: Counter,
     /// 1 while the broker holds a session at the controllers.
     pub registered: Gauge,
     /// Revision of the cluster image in force.
@@ -65,6 +77,10 @@ impl BrokerMetrics {
             election_seconds: Histogram::new(exponential_buckets(0.001, 2.0, 15)),
             reports: Counter::default(),
             peers_connected: Gauge::default(),
+            copied_bytes: Counter::default(),
+            copies_installed: Counter::default(),
+            copies_failed: Counter::default(),
+            retention_runs: Counter::default(),
             registered: Gauge::default(),
             image_revision: Gauge::default(),
         };
@@ -126,6 +142,26 @@ impl BrokerMetrics {
                 "Partition reports sent to the controllers",
                 &m.reports,
             ),
+            (
+                COPIED_BYTES,
+                "Bytes of logs fetched from other brokers in bulk",
+                &m.copied_bytes,
+            ),
+            (
+                COPIES_INSTALLED,
+                "Logs that were replaced by a copy of their leader's",
+                &m.copies_installed,
+            ),
+            (
+                COPIES_FAILED,
+                "Copies of logs that were broken off",
+                &m.copies_failed,
+            ),
+            (
+                RETENTION_RUNS,
+                "Log starts that were raised by retention",
+                &m.retention_runs,
+            ),
         ];
         for (name, help, counter) in counters {
             registry.register(name, help, counter.clone());
@@ -162,6 +198,10 @@ mod tests {
             ELECTION_SECONDS,
             REPORTS,
             PEERS_CONNECTED,
+            COPIED_BYTES,
+            COPIES_INSTALLED,
+            COPIES_FAILED,
+            RETENTION_RUNS,
             REGISTERED,
             IMAGE_REVISION,
         ] {

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use anyhow::Context;
 use arc_swap::ArcSwap;
 use chronik_proto::v1::data_server::DataServer;
 use chronik_proto::v1::groups_server::GroupsServer;
+use chronik_proto::v1::segments_server::SegmentsServer;
 use chronik_proto::{
     HTTP2_CONNECTION_WINDOW, HTTP2_FRAME_SIZE, HTTP2_STREAM_WINDOW, MESSAGE_SIZE_MAX,
 };
@@ -32,27 +34,33 @@ use tonic::transport::server::TcpIncoming;
 use tracing::{info, warn};
 use uuid::Uuid;
 
-use crate::config::{Config, ReplicationSettings};
+use crate::catch_up::{CatchUpOptions, run_catch_up};
+use crate::config::Config;
 use crate::consumer_group::replica_log::ConsumerGroups;
 use crate::controller_client::{ClientOptions, ClusterView, ControllerClient, Registration};
 use crate::leadership::{
     CampaignTiming, DriverOptions, GroupEvent, ReporterOptions, Successors, hand_over_all,
     run_driver, run_reporter,
 };
+use crate::log_life::{LogLifeOptions, run_log_life};
 use crate::metrics::BrokerMetrics;
-use crate::peers::{LinkTable, Peers, PeersOptions};
+use crate::peers::{Behind, LinkTable, Peers, PeersOptions};
 use crate::reconcile::{ReconcileOptions, Reconciler};
+use crate::replica::Upkeep;
 use crate::replica::raft_config::raft_config;
 use crate::replicas::Replicas;
 use crate::resting;
 use crate::rpc::data::DataService;
 use crate::rpc::groups::GroupsService;
+use crate::rpc::segments::SegmentsService;
 
 /// An idle connection whose other end is gone is noticed by this.
 const HTTP2_KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const TELL_SHUTTING_DOWN_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long the remaining tasks may take to end at a stop.
 const TASKS_TIMEOUT: Duration = Duration::from_secs(2);
+/// Replicas here that need a copy of their leader's log and wait for their turn; leaders ask again.
+const BEHIND_MAX: usize = 1024;
 /// Replicas stopped at the same time.
 const PARALLEL_MAX: usize = 64;
 
@@ -108,7 +116,7 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
     tasks.spawn(async move { http.await.context("http server").map(|()| "http server") });
     let observer = parts.observer(health.clone());
     tasks.spawn(named("observer", observer.run(parts.stop.clone())));
-    let running = parts.spawn_leadership(&config.replication, &draining, &mut tasks);
+    let running = parts.spawn_workers(&config, &draining, &mut tasks);
     running.client.start();
     let broker_id = config.broker_id;
     info!(broker_id, %rpc_address, %http_address, "broker started");
@@ -144,6 +152,8 @@ struct Parts {
     peers: Peers,
     nudges: mpsc::Receiver<RaftGroupId>,
     group_events: mpsc::UnboundedReceiver<GroupEvent>,
+    behind: mpsc::Receiver<Behind>,
+    upkeep_wanted: mpsc::UnboundedReceiver<RaftGroupId>,
     missing: watch::Sender<usize>,
     reconciler: Reconciler,
     image: Arc<ArcSwap<ClusterImage>>,
@@ -184,13 +194,16 @@ impl Parts {
         let mut registry = Registry::default();
         let metrics = BrokerMetrics::register(&mut registry);
         let replicas = Replicas::new();
+        let (behind_sender, behind) = mpsc::channel(BEHIND_MAX);
         let (peers, nudges) = Peers::new(PeersOptions {
             broker_id,
             incarnation,
             timing: config.replication.link_timing(),
             groups: Arc::new(replicas.downgrade()),
+            behind: behind_sender,
             stop: stop.clone(),
         });
+        let (wanted, upkeep_wanted) = mpsc::unbounded_channel();
         let (groups_sender, group_events) = mpsc::unbounded_channel();
         let missing = watch::Sender::new(0);
         let reconciler = Reconciler::new(ReconcileOptions {
@@ -202,6 +215,10 @@ impl Parts {
             raft_config: raft_config(config.replication.raft_timing()),
             client: client.clone(),
             groups: groups_sender,
+            upkeep: Upkeep {
+                wanted: Some(wanted),
+                keep_bytes: config.log.raft_keep_bytes,
+            },
             missing: missing.clone(),
             stop: stop.clone(),
         });
@@ -223,6 +240,8 @@ impl Parts {
             peers,
             nudges,
             group_events,
+            behind,
+            upkeep_wanted,
             missing,
             reconciler,
             image,
@@ -244,13 +263,15 @@ impl Parts {
         }
     }
 
-    /// Starts who decides about leadership, who reports it, and who opens and closes replicas.
-    fn spawn_leadership(
+    /// Starts who decides about leadership, who reports it, who opens and closes replicas, and who
+    /// looks after their logs.
+    fn spawn_workers(
         self,
-        settings: &ReplicationSettings,
+        config: &Config,
         draining: &watch::Sender<bool>,
         tasks: &mut JoinSet<anyhow::Result<&'static str>>,
     ) -> Handles {
+        let settings = &config.replication;
         let (led_events, led) = mpsc::unbounded_channel();
         let rest_metrics = self.metrics.clone();
         let driver = DriverOptions {
@@ -277,9 +298,28 @@ impl Parts {
             view: self.client.view(),
             links: self.peers.links(),
             led,
+            metrics: self.metrics.clone(),
+            stop: self.stop.clone(),
+        };
+        let catch_up = CatchUpOptions {
+            storage: self.storage.clone(),
+            replicas: self.replicas.clone(),
+            view: self.client.view(),
+            behind: self.behind,
+            bytes_per_second: NonZeroU64::new(config.log.copy_bytes_per_second),
+            parallel_max: config.log.copies_max,
+            metrics: self.metrics.clone(),
+            stop: self.stop.clone(),
+        };
+        let log_life = LogLifeOptions {
+            replicas: self.replicas.clone(),
+            wanted: self.upkeep_wanted,
+            check_interval: Duration::from_millis(config.log.retention_check_interval_ms),
             metrics: self.metrics,
             stop: self.stop.clone(),
         };
+        tasks.spawn(named("catch-up", run_catch_up(catch_up)));
+        tasks.spawn(named("log life", run_log_life(log_life)));
         tasks.spawn(named("leadership", run_driver(driver)));
         tasks.spawn(named("reporter", run_reporter(reporter)));
         if let Some(timing) = settings.rest_timing() {
@@ -446,6 +486,9 @@ fn serve_rpc(
     let groups = GroupsServer::new(GroupsService::new(services.groups.coordinators().clone()))
         .max_decoding_message_size(MESSAGE_SIZE_MAX)
         .max_encoding_message_size(MESSAGE_SIZE_MAX);
+    let segments = SegmentsServer::new(SegmentsService::new(services.replicas.clone()))
+        .max_decoding_message_size(MESSAGE_SIZE_MAX)
+        .max_encoding_message_size(MESSAGE_SIZE_MAX);
     let router = Server::builder()
         .initial_stream_window_size(HTTP2_STREAM_WINDOW)
         .initial_connection_window_size(HTTP2_CONNECTION_WINDOW)
@@ -453,6 +496,7 @@ fn serve_rpc(
         .http2_keepalive_interval(Some(HTTP2_KEEP_ALIVE_INTERVAL))
         .add_service(data)
         .add_service(groups)
+        .add_service(segments)
         .add_service(services.peers.service());
     async move {
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));

@@ -21,7 +21,7 @@ use uuid::Uuid;
 use crate::controller_client::{ClusterView, ControllerClient};
 use crate::leadership::{Assigned, GroupEvent, Place};
 use crate::peers::Peers;
-use crate::replica::{OpenError, PartitionState, Replica, ReplicaOptions};
+use crate::replica::{OpenError, PartitionState, Replica, ReplicaOptions, Upkeep};
 use crate::replicas::Replicas;
 
 /// Replicas opened or closed at the same time.
@@ -238,6 +238,7 @@ pub struct ReconcileOptions {
     pub raft_config: Arc<openraft::Config>,
     pub client: ControllerClient,
     pub groups: mpsc::UnboundedSender<GroupEvent>,
+    pub upkeep: Upkeep,
     /// The number of replicas that should run here but do not.
     pub missing: watch::Sender<usize>,
     pub stop: CancellationToken,
@@ -337,6 +338,7 @@ impl Reconciler {
             ) else {
                 continue;
             };
+            let log_config = running.state.borrow().log;
             running.state.send_if_modified(|state| {
                 let changed = *state != wanted.state;
                 if changed {
@@ -344,6 +346,11 @@ impl Reconciler {
                 }
                 changed
             });
+            if log_config != wanted.state.log
+                && let Some(replica) = self.options.replicas.get(*group)
+            {
+                replica.ask_upkeep();
+            }
             if running.replicas != wanted.replicas {
                 running.replicas.clone_from(&wanted.replicas);
                 let assigned = Assigned {
@@ -490,6 +497,7 @@ async fn open_one(
         network: options.peers.network(group, wanted.replica_id),
         raft_config: options.raft_config.clone(),
         state: state.subscribe(),
+        upkeep: options.upkeep.clone(),
     })?;
     // One that has a log has its first membership too, and opens when it is needed.
     if is_new

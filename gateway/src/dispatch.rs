@@ -78,6 +78,7 @@ pub fn other(api: Api, context: Context, body: Bytes) -> BoxFuture<'static, Repl
         Api::ApiVersions => answer!(api_versions),
         Api::CreateTopics => answer!(create_topics),
         Api::DeleteTopics => answer!(delete_topics),
+        Api::DeleteRecords => answer!(delete_records),
         Api::InitProducerId => answer!(init_producer_id),
         Api::OffsetForLeaderEpoch => answer!(offset_for_leader_epoch),
         Api::DescribeConfigs => answer!(describe_configs),
@@ -177,6 +178,7 @@ fn unsupported(api: Api, context: &Context) -> Reply {
         | Api::DescribeGroups
         | Api::CreateTopics
         | Api::DeleteTopics
+        | Api::DeleteRecords
         | Api::OffsetForLeaderEpoch
         | Api::DescribeConfigs
         | Api::CreatePartitions

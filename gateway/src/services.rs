@@ -99,7 +99,12 @@ impl Services {
             return Ok(snapshot);
         }
         let settings = &self.config.offsets_topic;
-        let configs = [("cleanup.policy".to_owned(), "compact".to_owned())];
+        // As Apache Kafka's offsets.topic.segment.bytes: only sealed segments are compacted.
+        let configs = [
+            ("cleanup.policy", "compact"),
+            ("segment.bytes", "104857600"),
+        ];
+        let configs = configs.map(|(name, value)| (name.to_owned(), value.to_owned()));
         let topic = v1::NewTopic {
             name: OFFSETS_TOPIC.to_owned(),
             partition_count: settings.partitions,

@@ -48,6 +48,10 @@ pub const RETENTION_MS: &str = "retention.ms";
 pub const RETENTION_BYTES: &str = "retention.bytes";
 pub const SEGMENT_BYTES: &str = "segment.bytes";
 pub const SEGMENT_MS: &str = "segment.ms";
+pub const DELETE_RETENTION_MS: &str = "delete.retention.ms";
+pub const MIN_COMPACTION_LAG_MS: &str = "min.compaction.lag.ms";
+pub const MAX_COMPACTION_LAG_MS: &str = "max.compaction.lag.ms";
+pub const MIN_CLEANABLE_DIRTY_RATIO: &str = "min.cleanable.dirty.ratio";
 
 /// Every known topic config, by name. Defaults follow Apache Kafka 4.
 pub const TOPIC_CONFIGS: &[ConfigKey] = &[
@@ -64,6 +68,24 @@ pub const TOPIC_CONFIGS: &[ConfigKey] = &[
         documentation: "Batches are stored as the producer compressed them",
     },
     ConfigKey {
+        name: DELETE_RETENTION_MS,
+        default: "86400000",
+        kind: ConfigKind::Long {
+            min: 0,
+            max: i64::MAX,
+        },
+        documentation: "How long, in milliseconds, a compacted topic keeps the mark of a deleted key",
+    },
+    ConfigKey {
+        name: MAX_COMPACTION_LAG_MS,
+        default: "9223372036854775807",
+        kind: ConfigKind::Long {
+            min: 1,
+            max: i64::MAX,
+        },
+        documentation: "Age in milliseconds by which a record of a compacted topic is compacted",
+    },
+    ConfigKey {
         name: MAX_MESSAGE_BYTES,
         default: "1048588",
         kind: ConfigKind::Int {
@@ -77,6 +99,24 @@ pub const TOPIC_CONFIGS: &[ConfigKey] = &[
         default: "CreateTime",
         kind: ConfigKind::OneOf(&["CreateTime", "LogAppendTime"]),
         documentation: "Whether a record keeps its producer's timestamp or gets the broker's",
+    },
+    ConfigKey {
+        name: MIN_CLEANABLE_DIRTY_RATIO,
+        default: "0.5",
+        kind: ConfigKind::Double {
+            min_thousandths: 0,
+            max_thousandths: 1000,
+        },
+        documentation: "Part of a compacted log that has to be new before it is compacted again",
+    },
+    ConfigKey {
+        name: MIN_COMPACTION_LAG_MS,
+        default: "0",
+        kind: ConfigKind::Long {
+            min: 0,
+            max: i64::MAX,
+        },
+        documentation: "Milliseconds for which a record of a compacted topic is left as it is",
     },
     ConfigKey {
         name: MIN_INSYNC_REPLICAS,
@@ -212,6 +252,28 @@ pub fn effective_number(configs: &BTreeMap<String, String>, name: &str) -> i64 {
         .unwrap_or_else(|_| default())
 }
 
+/// A fraction in force, in thousandths, rounded down; as `effective_number` otherwise.
+pub fn effective_thousandths(configs: &BTreeMap<String, String>, name: &str) -> i64 {
+    let parse = |value: &str| {
+        let fraction: f64 = value.parse().ok()?;
+        // A float is cast saturating, and what is not a number becomes 0.
+        Some((fraction * 1000.0) as i64)
+    };
+    let default = || {
+        key(name)
+            .and_then(|key| parse(key.default))
+            .unwrap_or_default()
+    };
+    parse(effective(configs, name)).unwrap_or_else(default)
+}
+
+/// Whether a topic's cleanup.policy has `word` (`delete` or `compact`).
+pub fn has_cleanup(configs: &BTreeMap<String, String>, word: &str) -> bool {
+    effective(configs, CLEANUP_POLICY)
+        .split(',')
+        .any(|policy| policy.trim() == word)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -221,6 +283,24 @@ mod tests {
         for key in TOPIC_CONFIGS {
             assert_eq!(validate(key.name, key.default), Ok(()), "{}", key.name);
         }
+    }
+
+    #[test]
+    fn policies_and_fractions_are_read() {
+        let mut configs = BTreeMap::new();
+        assert!(has_cleanup(&configs, "delete"));
+        assert!(!has_cleanup(&configs, "compact"));
+        assert_eq!(
+            effective_thousandths(&configs, MIN_CLEANABLE_DIRTY_RATIO),
+            500
+        );
+        configs.insert(CLEANUP_POLICY.to_owned(), "compact, delete".to_owned());
+        configs.insert(MIN_CLEANABLE_DIRTY_RATIO.to_owned(), "0.01".to_owned());
+        assert!(has_cleanup(&configs, "delete") && has_cleanup(&configs, "compact"));
+        assert_eq!(
+            effective_thousandths(&configs, MIN_CLEANABLE_DIRTY_RATIO),
+            10
+        );
     }
 
     #[test]

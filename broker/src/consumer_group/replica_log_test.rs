@@ -21,7 +21,7 @@ use super::replica_log::{CONSUMER_OFFSETS_TOPIC, ConsumerGroups};
 use super::state::{GroupError, Join, Sync};
 use crate::peers::{LinkTiming, Peers, PeersOptions};
 use crate::replica::raft_config::{RaftTiming, raft_config};
-use crate::replica::{PartitionState, Replica, ReplicaOptions};
+use crate::replica::{LogConfig, PartitionState, Replica, ReplicaOptions, Upkeep};
 use crate::replicas::Replicas;
 
 const OFFSETS: RaftGroupId = RaftGroupId(3);
@@ -82,6 +82,7 @@ impl Broker {
             incarnation: Uuid::new_v4(),
             timing: LinkTiming::default(),
             groups: Arc::new(replicas.downgrade()),
+            behind: tokio::sync::mpsc::channel(1).0,
             stop: CancellationToken::new(),
         });
         let image = Arc::new(ArcSwap::from_pointee(image()));
@@ -111,6 +112,10 @@ impl Broker {
             min_insync_replicas: 1,
             max_message_bytes: 1_048_588,
             log_append_time: false,
+            log: LogConfig {
+                segment_bytes: 1 << 30,
+                ..LogConfig::default()
+            },
         });
         self.states.push(state);
         let replica = Replica::open(ReplicaOptions {
@@ -119,6 +124,7 @@ impl Broker {
             network: peers.network(group, ME),
             raft_config: raft_config(RaftTiming::default()),
             state: seen,
+            upkeep: Upkeep::default(),
         })
         .await
         .unwrap();

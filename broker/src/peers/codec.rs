@@ -13,9 +13,11 @@ use openraft::raft::{
 };
 use openraft::vote::RaftLeaderId;
 
-use crate::replica::codec::{decode_membership, encode_membership, log_id, term};
+use crate::replica::codec::{
+    decode_control, decode_membership, encode_control, encode_membership, log_id, term,
+};
 use crate::replica::raft_config::{
-    Batches, Entry, EntryPayload, LeaderId, LogId, TypeConfig, Vote,
+    Batches, Entry, EntryData, EntryPayload, LeaderId, LogId, TypeConfig, Vote,
 };
 
 /// A message of a peer that makes no sense.
@@ -23,8 +25,8 @@ use crate::replica::raft_config::{
 pub enum InvalidPeerMessage {
     #[error("{0} is missing")]
     Missing(&'static str),
-    #[error("membership is not valid: {0}")]
-    Membership(#[from] crate::replica::codec::DecodeError),
+    #[error("an entry is not valid: {0}")]
+    Entry(#[from] crate::replica::codec::DecodeError),
     #[error("entries have log indexes {previous} and then {next}")]
     Gap { previous: u64, next: u64 },
 }
@@ -121,7 +123,8 @@ fn entry_size(entry: &v1::RaftEntry) -> usize {
     const OVERHEAD: usize = 32;
     let payload = match &entry.payload {
         Some(v1::raft_entry::Payload::Batches(bytes))
-        | Some(v1::raft_entry::Payload::Membership(bytes)) => bytes.len(),
+        | Some(v1::raft_entry::Payload::Membership(bytes))
+        | Some(v1::raft_entry::Payload::Control(bytes)) => bytes.len(),
         None => 0,
     };
     payload
@@ -132,7 +135,11 @@ fn entry_size(entry: &v1::RaftEntry) -> usize {
 fn entry_to_wire(entry: Entry) -> v1::RaftEntry {
     let (payload, traceparent) = match entry.payload {
         EntryPayload::Blank => (None, String::new()),
-        EntryPayload::Normal(batches) => (
+        EntryPayload::Normal(EntryData::Control(control)) => (
+            Some(v1::raft_entry::Payload::Control(encode_control(control))),
+            String::new(),
+        ),
+        EntryPayload::Normal(EntryData::Batches(batches)) => (
             Some(v1::raft_entry::Payload::Batches(batches.bytes)),
             batches
                 .trace
@@ -187,7 +194,11 @@ fn entry_from_wire(wire: v1::RaftEntry, frame_size: usize) -> Result<Entry, Inva
         None => EntryPayload::Blank,
         Some(v1::raft_entry::Payload::Batches(bytes)) => {
             let trace = TraceContext::parse(&wire.traceparent);
-            EntryPayload::Normal(Batches::stamped(unpinned(bytes, frame_size), trace))
+            let batches = Batches::stamped(unpinned(bytes, frame_size), trace);
+            EntryPayload::Normal(EntryData::Batches(batches))
+        }
+        Some(v1::raft_entry::Payload::Control(bytes)) => {
+            EntryPayload::Normal(EntryData::Control(decode_control(&bytes)?))
         }
         Some(v1::raft_entry::Payload::Membership(bytes)) => {
             EntryPayload::Membership(decode_membership(&bytes)?)
@@ -253,6 +264,33 @@ pub fn outcome_from_wire(
         Outcome::HigherVote(vote) => {
             Err(StreamAppendError::HigherVote(vote_from_wire(Some(vote))?))
         }
+    })
+}
+
+/// A leader's question whether a replica has everything up to an entry, which its own log begins
+/// after.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SnapshotRequest {
+    pub vote: Vote,
+    pub last_log_id: LogId,
+}
+
+pub fn snapshot_to_wire(request: &SnapshotRequest) -> v1::RaftSnapshotRequest {
+    v1::RaftSnapshotRequest {
+        vote: Some(vote_to_wire(&request.vote)),
+        last_log_id: Some(log_id_to_wire(&request.last_log_id)),
+    }
+}
+
+pub fn snapshot_from_wire(
+    wire: v1::RaftSnapshotRequest,
+) -> Result<SnapshotRequest, InvalidPeerMessage> {
+    let last_log_id = wire
+        .last_log_id
+        .ok_or(InvalidPeerMessage::Missing("snapshot.last_log_id"))?;
+    Ok(SnapshotRequest {
+        vote: vote_from_wire(wire.vote)?,
+        last_log_id: log_id_from_wire(last_log_id),
     })
 }
 
@@ -353,10 +391,11 @@ mod tests {
     use std::collections::BTreeSet;
 
     use chronik_types::id::BrokerId;
+    use chronik_types::offset::Offset;
     use prost::Message;
 
     use super::*;
-    use crate::replica::raft_config::Membership;
+    use crate::replica::raft_config::{Control, Membership};
 
     fn replica(broker: i32) -> ReplicaId {
         ReplicaId {
@@ -387,7 +426,11 @@ mod tests {
             },
             Entry {
                 log_id: log_id(3, 7),
-                payload: EntryPayload::Normal(batches),
+                payload: EntryPayload::Normal(EntryData::Batches(batches)),
+            },
+            Entry {
+                log_id: log_id(3, 8),
+                payload: EntryPayload::Normal(EntryData::Control(Control::LogStart(Offset(4)))),
             },
         ]
     }
@@ -406,7 +449,7 @@ mod tests {
         assert_eq!(wire.session_id, 9);
         let back = append_from_wire(wire, 1 << 20).unwrap();
         assert_eq!(back.to_string(), request.to_string());
-        let EntryPayload::Normal(batches) = &back.entries[2].payload else {
+        let EntryPayload::Normal(EntryData::Batches(batches)) = &back.entries[2].payload else {
             panic!()
         };
         assert_eq!(&batches.bytes[..], b"batch bytes");
@@ -461,6 +504,14 @@ mod tests {
             transfer_from_wire(transfer_to_wire(&transfer)),
             Ok(transfer.clone())
         );
+        let snapshot = SnapshotRequest {
+            vote: vote(),
+            last_log_id: log_id(1, 9),
+        };
+        assert_eq!(
+            snapshot_from_wire(snapshot_to_wire(&snapshot)),
+            Ok(snapshot)
+        );
         let refused = Err(TransferLeaderError::LogNotFlushed {
             expected: Some(log_id(1, 9)),
             actual: Some(log_id(1, 8)),
@@ -474,6 +525,7 @@ mod tests {
         assert!(append_from_wire(v1::AppendEntries::default(), 0).is_err());
         assert!(route(Some(v1::RaftRoute::default())).is_err());
         assert!(outcome_from_wire(None).is_err());
+        assert!(snapshot_from_wire(v1::RaftSnapshotRequest::default()).is_err());
         assert!(vote_request_from_wire(v1::RaftVoteRequest::default()).is_err());
     }
 }

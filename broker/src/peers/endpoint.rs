@@ -11,7 +11,7 @@ use openraft::raft::{
 };
 
 use super::campaign::accept_transfer;
-use crate::replica::raft_config::{TypeConfig, Vote};
+use crate::replica::raft_config::{LogId, TypeConfig, Vote};
 use crate::replica::{Replica, append_session};
 use crate::replicas::WeakReplicas;
 
@@ -42,6 +42,8 @@ pub trait RaftEndpoint: Send + Sync + 'static {
         &self,
         request: TransferLeaderRequest<TypeConfig>,
     ) -> BoxFuture<'static, Result<TransferLeaderResponse<TypeConfig>, Stopped>>;
+    /// Whether the replica has everything up to the entry after which a leader's log begins.
+    fn has_entry(&self, last_log_id: &LogId) -> bool;
     /// The vote that the replica holds now.
     fn current_vote(&self) -> Vote;
     /// The replica itself leads now.
@@ -116,6 +118,10 @@ impl RaftEndpoint for Replica {
             let raft = engine.wake().await.map_err(stopped)?;
             accept_transfer(&raft, request).await.map_err(stopped)
         })
+    }
+
+    fn has_entry(&self, last_log_id: &LogId) -> bool {
+        Replica::has_entry(self, last_log_id)
     }
 
     fn current_vote(&self) -> Vote {

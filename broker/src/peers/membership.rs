@@ -58,6 +58,12 @@ pub async fn change_voters(
             .collect()
     };
     let new: Vec<ReplicaId> = wanted.difference(&members).copied().collect();
+    if !new.is_empty()
+        && let Err(error) = replica.purge_for_new_replica().await
+    {
+        // It then gets the log entry by entry.
+        tracing::debug!(raft_group_id = %replica.group_id(), %error, "the log is not purged");
+    }
     for learner in &new {
         within(raft.add_learner(*learner, (), false)).await?;
     }

@@ -31,6 +31,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
+use crate::replica::raft_config::Vote;
+
 pub use codec::Route;
 pub use connector::{ConnectError, Connector, Frames, GrpcConnector};
 pub use dial::LinkTiming;
@@ -45,6 +47,15 @@ pub use state::{LinkState, LinkStatus, LinkTable};
 /// Groups whose replica here should campaign now, at most.
 const NUDGES_MAX: usize = 65_536;
 
+/// A replica of this broker that does not have the log where its leader's begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Behind {
+    pub group: RaftGroupId,
+    pub leader: ReplicaId,
+    /// The leader's.
+    pub vote: Vote,
+}
+
 /// What the transport is made of.
 pub struct PeersOptions {
     pub broker_id: BrokerId,
@@ -52,6 +63,8 @@ pub struct PeersOptions {
     pub incarnation: Uuid,
     pub timing: LinkTiming,
     pub groups: Arc<dyn RaftGroups>,
+    /// Hears of replicas here that need a copy of their leader's log.
+    pub behind: mpsc::Sender<Behind>,
     pub stop: CancellationToken,
 }
 
@@ -219,6 +232,11 @@ impl Peers {
     /// A full queue means that the driver has as much to do already; its own retries follow.
     fn nudge(&self, group: RaftGroupId) {
         let _ = self.inner.nudges.try_send(group);
+    }
+
+    /// A full queue means that there is enough to fetch already; leaders ask again.
+    fn behind(&self, behind: Behind) {
+        let _ = self.inner.options.behind.try_send(behind);
     }
 
     fn groups(&self) -> &dyn RaftGroups {

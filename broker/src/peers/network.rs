@@ -302,22 +302,38 @@ impl NetTransferLeader<TypeConfig> for ReplicaClient {
     }
 }
 
-/// Raft's log is the data and is never purged behind a follower, so no snapshot is ever sent.
-#[derive(Debug, thiserror::Error)]
-#[error("partitions are not copied by snapshot")]
-struct NoSnapshots;
-
+/// No bytes are sent: the replica is told where this log begins. If it does not have everything up
+/// to there it fetches a copy by itself, and the library, which sees an error, asks again.
 impl NetSnapshot<TypeConfig> for ReplicaClient {
     type SnapshotData = bytes::Bytes;
 
     async fn full_snapshot(
         &mut self,
-        _vote: Vote,
-        _snapshot: SnapshotOf<TypeConfig, bytes::Bytes>,
-        _cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        vote: Vote,
+        snapshot: SnapshotOf<TypeConfig, bytes::Bytes>,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
-        Err(StreamingError::Unreachable(Unreachable::new(&NoSnapshots)))
+        let failed = |error: &(dyn std::error::Error + 'static)| {
+            StreamingError::Unreachable(Unreachable::from_string(error.to_string()))
+        };
+        let Some(last_log_id) = snapshot.meta.last_log_id else {
+            return Err(failed(&codec::InvalidPeerMessage::Missing("last_log_id")));
+        };
+        let request = codec::SnapshotRequest { vote, last_log_id };
+        let request = Request::Snapshot(codec::snapshot_to_wire(&request));
+        let answer = tokio::select! {
+            closed = cancel => return Err(StreamingError::Closed(closed)),
+            answer = self.link.request(self.route, request) => answer,
+        };
+        match answer {
+            Ok(Answer::Snapshot(answer)) => match codec::vote_from_wire(answer.vote) {
+                Ok(vote) => Ok(SnapshotResponse { vote }),
+                Err(error) => Err(failed(&error)),
+            },
+            Ok(_) => Err(failed(&codec::InvalidPeerMessage::Missing("snapshot"))),
+            Err(error) => Err(failed(&error)),
+        }
     }
 }
 

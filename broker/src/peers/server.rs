@@ -25,11 +25,11 @@ use v1::peer_error::Code;
 use v1::peer_message::Message;
 use v1::peer_request::Request as RaftRequest;
 
-use super::Peers;
 use super::codec::{self, InvalidPeerMessage, Route};
 use super::connector::Frames;
 use super::endpoint::{RaftEndpoint, Stopped};
 use super::queue::{FrameQueue, FrameStream};
+use super::{Behind, Peers};
 use crate::replica::raft_config::TypeConfig;
 
 /// Appends of one session that its replica has not taken yet; more than any sender's window.
@@ -310,6 +310,9 @@ impl InboundPeer {
             },
             RaftRequest::Vote(wire) => self.vote(route, endpoint, wire, false),
             RaftRequest::PreVote(wire) => self.vote(route, endpoint, wire, true),
+            RaftRequest::Snapshot(wire) => {
+                Box::pin(std::future::ready(self.snapshot(route, &*endpoint, wire)))
+            }
             RaftRequest::TransferLeader(wire) => match codec::transfer_from_wire(wire) {
                 Err(error) => invalid(error),
                 Ok(request) => Box::pin(async move {
@@ -319,6 +322,30 @@ impl InboundPeer {
                 }),
             },
         }
+    }
+
+    /// A leader of an older term learns of the newer one whatever this replica has.
+    fn snapshot(
+        &self,
+        route: Route,
+        endpoint: &dyn RaftEndpoint,
+        wire: v1::RaftSnapshotRequest,
+    ) -> Answer {
+        let request = match codec::snapshot_from_wire(wire) {
+            Ok(request) => request,
+            Err(error) => return Answer::Error(peer_error(Code::Invalid, &error.to_string())),
+        };
+        let own = endpoint.current_vote();
+        if own > request.vote || endpoint.has_entry(&request.last_log_id) {
+            let vote = Some(codec::vote_to_wire(&own));
+            return Answer::Snapshot(v1::RaftSnapshotAnswer { vote });
+        }
+        self.peers.behind(Behind {
+            group: route.group,
+            leader: route.from,
+            vote: request.vote,
+        });
+        Answer::Error(peer_error(Code::Behind, "the replica fetches a copy"))
     }
 
     fn vote(

@@ -9,7 +9,7 @@ use chronik_types::id::{BrokerId, RaftGroupId, ReplicaId};
 use futures::future::BoxFuture;
 use futures::stream::{BoxStream, StreamExt};
 use openraft::errors::RPCError;
-use openraft::network::{NetStreamAppend, NetVote, RPCOption, RaftNetworkFactory};
+use openraft::network::{NetSnapshot, NetStreamAppend, NetVote, RPCOption, RaftNetworkFactory};
 use openraft::raft::{
     AppendEntriesRequest, StreamAppendError, StreamAppendResult, TransferLeaderRequest,
     TransferLeaderResponse, VoteRequest, VoteResponse,
@@ -29,9 +29,11 @@ use super::link::SESSION_APPENDS_MAX;
 use super::*;
 use crate::replica::codec::log_id;
 use crate::replica::raft_config::{
-    Batches, Entry, EntryPayload, LeaderId, LogId, TypeConfig, Vote,
+    Batches, Entry, EntryData, EntryPayload, LeaderId, LogId, TypeConfig, Vote,
 };
 
+/// What pretended replicas have.
+const HAS_UP_TO: u64 = 50;
 const LIMIT: Duration = Duration::from_secs(20);
 const ONE: BrokerId = BrokerId(1);
 const TWO: BrokerId = BrokerId(2);
@@ -138,6 +140,10 @@ impl RaftEndpoint for FakeReplica {
         self.vote
     }
 
+    fn has_entry(&self, last_log_id: &LogId) -> bool {
+        last_log_id.index <= HAS_UP_TO
+    }
+
     fn is_leader(&self) -> bool {
         false
     }
@@ -167,6 +173,7 @@ impl RaftGroups for FakeGroups {
 struct Node {
     peers: Peers,
     nudged: mpsc::Receiver<RaftGroupId>,
+    behind: mpsc::Receiver<Behind>,
     groups: Arc<FakeGroups>,
     address: SocketAddr,
     stop: CancellationToken,
@@ -184,11 +191,13 @@ async fn node(broker_id: BrokerId, address: Option<SocketAddr>) -> Node {
     let address = listener.local_addr().unwrap();
     let groups = Arc::new(FakeGroups::default());
     let stop = CancellationToken::new();
+    let (behind_sender, behind) = mpsc::channel(16);
     let (peers, nudged) = Peers::new(PeersOptions {
         broker_id,
         incarnation: Uuid::new_v4(),
         timing: LinkTiming::default(),
         groups: groups.clone(),
+        behind: behind_sender,
         stop: stop.clone(),
     });
     let router = Server::builder().add_service(peers.service());
@@ -203,6 +212,7 @@ async fn node(broker_id: BrokerId, address: Option<SocketAddr>) -> Node {
     Node {
         peers,
         nudged,
+        behind,
         groups,
         address,
         stop,
@@ -249,7 +259,7 @@ fn append(index: u64, size: usize) -> AppendEntriesRequest<TypeConfig> {
         prev_log_id: index.checked_sub(1).map(|index| log_id(3, index)),
         entries: vec![Entry {
             log_id: log_id(3, index),
-            payload: EntryPayload::Normal(batches),
+            payload: EntryPayload::Normal(EntryData::Batches(batches)),
         }],
         leader_commit: None,
     }
@@ -473,6 +483,36 @@ async fn votes_are_counted_and_a_longer_log_is_nudged() {
     let mut client = one.client(99, replica(TWO)).await;
     let request = VoteRequest::<TypeConfig>::new(vote(4, ONE), None);
     assert!(client.vote(request, option()).await.is_err());
+}
+
+#[tokio::test]
+async fn a_replica_that_lacks_what_a_log_begins_after_is_named() {
+    let (one, mut two) = pair().await;
+    two.groups.add(5, FakeReplica::new(replica(TWO)));
+    let mut client = one.client(5, replica(TWO)).await;
+    let mut ask = async |index| {
+        let snapshot = crate::replica::raft_config::PartitionSnapshot {
+            meta: crate::replica::raft_config::SnapshotMeta {
+                last_log_id: Some(log_id(3, index)),
+                last_membership: Default::default(),
+            },
+            snapshot: bytes::Bytes::new(),
+        };
+        let never = std::future::pending();
+        let leader = vote(3, ONE);
+        client
+            .full_snapshot(leader, snapshot, never, RPCOption::new(LIMIT))
+            .await
+    };
+    assert_eq!(ask(HAS_UP_TO).await.unwrap().vote, vote(3, ONE));
+    assert!(two.behind.try_recv().is_err());
+    assert!(ask(HAS_UP_TO + 1).await.is_err());
+    let behind = Behind {
+        group: RaftGroupId(5),
+        leader: replica(ONE),
+        vote: vote(3, ONE),
+    };
+    assert_eq!(two.behind.recv().await, Some(behind));
 }
 
 #[tokio::test]

@@ -5,12 +5,14 @@
 //! gives the same value. Integers are big endian; the first byte of each form is its version.
 
 use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use chronik_types::id::{BrokerId, ReplicaId};
+use chronik_types::offset::Offset;
 use openraft::vote::RaftLeaderId;
 
-use super::raft_config::{CommittedLeaderId, LeaderId, LogId, Membership, Vote};
+use super::raft_config::{CommittedLeaderId, Control, LeaderId, LogId, Membership, Vote};
 
 const VERSION: u8 = 1;
 /// A group has few configs (two while its membership changes) and few members.
@@ -39,10 +41,21 @@ pub(super) struct Reader<'a> {
 impl<'a> Reader<'a> {
     /// Starts after the version byte, which must be ours.
     pub(super) fn new(what: &'static str, bytes: &'a [u8]) -> Result<Self, DecodeError> {
+        Ok(Self::with_version(what, bytes, VERSION..=VERSION)?.0)
+    }
+
+    /// Starts after the version byte, which must be one of `known`.
+    pub(super) fn with_version(
+        what: &'static str,
+        bytes: &'a [u8],
+        known: RangeInclusive<u8>,
+    ) -> Result<(Self, u8), DecodeError> {
         let mut reader = Reader { bytes, what };
-        match reader.u8()? {
-            VERSION => Ok(reader),
-            version => Err(DecodeError::UnknownVersion { what, version }),
+        let version = reader.u8()?;
+        if known.contains(&version) {
+            Ok((reader, version))
+        } else {
+            Err(DecodeError::UnknownVersion { what, version })
         }
     }
 
@@ -206,6 +219,36 @@ pub fn decode_membership(bytes: &[u8]) -> Result<Membership, DecodeError> {
     Ok(Membership::new_with_defaults(configs, nodes))
 }
 
+const CONTROL_LOG_START: u8 = 1;
+
+pub fn encode_control(control: Control) -> Bytes {
+    let mut out = BytesMut::with_capacity(10);
+    put_version(&mut out);
+    match control {
+        Control::LogStart(offset) => {
+            out.put_u8(CONTROL_LOG_START);
+            out.put_i64(offset.0);
+        }
+    }
+    out.freeze()
+}
+
+pub fn decode_control(bytes: &[u8]) -> Result<Control, DecodeError> {
+    let mut reader = Reader::new("control entry", bytes)?;
+    let control = match reader.u8()? {
+        CONTROL_LOG_START => {
+            let offset = Offset(reader.i64()?);
+            if offset < Offset::ZERO {
+                return Err(reader.invalid());
+            }
+            Control::LogStart(offset)
+        }
+        _ => return Err(reader.invalid()),
+    };
+    reader.end()?;
+    Ok(control)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -244,14 +287,24 @@ mod tests {
         }
     }
 
+    #[test]
+    fn controls_round_trip() {
+        let control = Control::LogStart(Offset(77));
+        assert_eq!(decode_control(&encode_control(control)), Ok(control));
+        let negative = encode_control(Control::LogStart(Offset(-1)));
+        assert!(decode_control(&negative).is_err());
+    }
+
     proptest! {
         #[test]
         fn any_bytes_decode_or_fail(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
             let _ = decode_vote(&bytes);
             let _ = decode_membership(&bytes);
+            let _ = decode_control(&bytes);
             let versioned = [&[VERSION], &bytes[..]].concat();
             let _ = decode_vote(&versioned);
             let _ = decode_membership(&versioned);
+            let _ = decode_control(&versioned);
         }
     }
 }

@@ -76,6 +76,18 @@ pub enum AppendError {
     Storage,
 }
 
+/// Why the log start offset was not raised, or is not known to be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LogStartError {
+    #[error("offset {offset} is above the high watermark {high_watermark}, or negative")]
+    OutOfRange {
+        offset: Offset,
+        high_watermark: Offset,
+    },
+    #[error(transparent)]
+    NotProposed(#[from] AppendError),
+}
+
 /// Why a read was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReadError {

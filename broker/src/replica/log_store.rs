@@ -25,7 +25,9 @@ use tokio::time::Instant;
 
 use super::codec;
 use super::in_flight::Pending;
-use super::raft_config::{Batches, Entry, LogId, REPLICATION_READ_SIZE_MAX, TypeConfig, Vote};
+use super::raft_config::{
+    Batches, Entry, EntryData, LogId, REPLICATION_READ_SIZE_MAX, TypeConfig, Vote,
+};
 use super::traces::Traces;
 use crate::blocking;
 
@@ -39,8 +41,12 @@ const ROOM_WARN_INTERVAL: Duration = Duration::from_secs(10);
 pub struct LogStore {
     log: PartitionLog,
     traces: Arc<Traces>,
-    /// Entries up to here are hidden from Raft. Nothing purges in operation: the log is the data.
-    purged: Arc<Mutex<Option<LogId>>>,
+}
+
+/// The last entry that Raft cannot read any more.
+pub(super) fn purged(log: &PartitionLog) -> Option<LogId> {
+    log.purged()
+        .map(|purged| codec::log_id(purged.term, purged.index))
 }
 
 fn io_error(error: StorageError) -> io::Error {
@@ -53,15 +59,11 @@ fn invalid(what: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Err
 
 impl LogStore {
     pub fn new(log: PartitionLog, traces: Arc<Traces>) -> LogStore {
-        LogStore {
-            log,
-            traces,
-            purged: Arc::default(),
-        }
+        LogStore { log, traces }
     }
 
     fn purged(&self) -> Option<LogId> {
-        *self.purged.lock().unwrap_or_else(PoisonError::into_inner)
+        purged(&self.log)
     }
 
     /// The part of `range` that Raft may see, half-open.
@@ -76,12 +78,11 @@ impl LogStore {
             Bound::Excluded(index) => *index,
             Bound::Unbounded => u64::MAX,
         };
-        let first = self.purged().map_or(0, |p| p.index.saturating_add(1));
         let next = self
             .log
             .last_entry_id()
             .map_or(0, |(index, _)| index.saturating_add(1));
-        start.max(first).max(self.log.first_index())..end.min(next)
+        start.max(self.log.first_index())..end.min(next)
     }
 
     /// Up to `max_bytes` of entries, at least one; from memory where they are there.
@@ -126,11 +127,13 @@ impl LogStore {
             Payload::Membership(bytes) => {
                 EntryPayload::Membership(codec::decode_membership(&bytes).map_err(invalid)?)
             }
-            Payload::Control(_) => {
-                return Err(invalid("a control entry is of no kind that is known"));
+            Payload::Control(bytes) => {
+                let control = codec::decode_control(&bytes).map_err(invalid)?;
+                EntryPayload::Normal(EntryData::Control(control))
             }
             Payload::Batches { bytes, .. } => {
-                EntryPayload::Normal(Batches::stamped(bytes, self.traces.get(entry.index)))
+                let batches = Batches::stamped(bytes, self.traces.get(entry.index));
+                EntryPayload::Normal(EntryData::Batches(batches))
             }
         };
         Ok(Entry {
@@ -394,7 +397,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             let payload = match entry.payload {
                 EntryPayload::Blank => Payload::Blank,
                 EntryPayload::Membership(m) => Payload::Membership(codec::encode_membership(&m)),
-                EntryPayload::Normal(batches) => {
+                EntryPayload::Normal(EntryData::Control(control)) => {
+                    Payload::Control(codec::encode_control(control))
+                }
+                EntryPayload::Normal(EntryData::Batches(batches)) => {
                     let Batches {
                         bytes,
                         pending,
@@ -441,9 +447,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         durably(|on_durable| self.log.truncate_after(index, on_durable)).await
     }
 
+    /// Moves the first entry that Raft may read; the records stay until the log start offset passes
+    /// them. The replica's state as of `log_id` or later was saved before (`Replica::purge`).
     async fn purge(&mut self, log_id: LogId) -> io::Result<()> {
-        let mut purged = self.purged.lock().unwrap_or_else(PoisonError::into_inner);
-        *purged = (*purged).max(Some(log_id));
-        Ok(())
+        durably(|on_durable| self.log.purge(log_id.index, on_durable)).await
     }
 }

@@ -1,7 +1,10 @@
 //! openraft's own storage suite on the log store and the state machine, over a real folder; and
 //! what the suite cannot know: offsets.
 
-use std::sync::Arc;
+use std::fmt::Debug;
+use std::io;
+use std::ops::{Bound, RangeBounds, RangeInclusive};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use chronik_storage::{PartitionLog, RealDisk, Storage, StorageConfig};
@@ -10,13 +13,14 @@ use chronik_types::offset::Offset;
 use chronik_types::record_batch::batches;
 use openraft::StorageError;
 use openraft::entry::EntryPayload;
-use openraft::storage::{RaftLogReader, RaftLogStorage, RaftLogStorageExt};
+use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage, RaftLogStorageExt};
 use openraft::testing::log::{StoreBuilder, Suite};
 use tempfile::TempDir;
 
 use super::codec;
 use super::log_store::LogStore;
-use super::raft_config::{Batches, Entry, TypeConfig};
+use super::purge::Upkeep;
+use super::raft_config::{Batches, Entry, EntryData, LogId, TypeConfig, Vote};
 use super::state_machine::{ReplicaState, StateMachine};
 use super::test_batches::{value, with_records};
 
@@ -40,15 +44,115 @@ impl Drop for Folder {
     }
 }
 
+/// The suite purges logs that are empty or not committed, which no replica does and the storage
+/// refuses: here that is only remembered. All else is the real store.
+#[derive(Clone)]
+struct SuiteStore {
+    inner: LogStore,
+    purged: Arc<Mutex<Option<LogId>>>,
+}
+
+impl SuiteStore {
+    fn first(&self) -> u64 {
+        self.purged
+            .lock()
+            .unwrap()
+            .map_or(0, |purged| purged.index + 1)
+    }
+
+    fn visible(&self, range: impl RangeBounds<u64>) -> (Bound<u64>, Bound<u64>) {
+        let first = self.first();
+        let start = match range.start_bound() {
+            Bound::Included(index) => first.max(*index),
+            Bound::Excluded(index) => first.max(*index + 1),
+            Bound::Unbounded => first,
+        };
+        (Bound::Included(start), range.end_bound().cloned())
+    }
+}
+
+impl RaftLogReader<TypeConfig> for SuiteStore {
+    async fn try_get_log_entries<RB>(&mut self, range: RB) -> io::Result<Vec<Entry>>
+    where
+        RB: RangeBounds<u64> + Clone + Debug + Send,
+    {
+        let range = self.visible(range);
+        self.inner.try_get_log_entries(range).await
+    }
+
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
+        let start = start.max(self.first());
+        self.inner.limited_get_log_entries(start, end).await
+    }
+
+    async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
+        self.inner.read_vote().await
+    }
+
+    async fn get_key_log_ids(&mut self, range: RangeInclusive<LogId>) -> io::Result<Vec<LogId>> {
+        self.inner.get_key_log_ids(range).await
+    }
+}
+
+impl RaftLogStorage<TypeConfig> for SuiteStore {
+    type LogReader = SuiteStore;
+
+    async fn get_log_state(&mut self) -> io::Result<LogState<TypeConfig>> {
+        let state = self.inner.get_log_state().await?;
+        let last_purged_log_id = *self.purged.lock().unwrap();
+        Ok(LogState {
+            last_purged_log_id,
+            last_log_id: state.last_log_id.max(last_purged_log_id),
+        })
+    }
+
+    async fn get_log_reader(&mut self) -> SuiteStore {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
+        self.inner.save_vote(vote).await
+    }
+
+    async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
+        self.inner.save_committed(committed).await
+    }
+
+    async fn read_committed(&mut self) -> io::Result<Option<LogId>> {
+        self.inner.read_committed().await
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> io::Result<()>
+    where
+        I: IntoIterator<Item = Entry> + Send,
+        I::IntoIter: Send,
+    {
+        self.inner.append(entries, callback).await
+    }
+
+    async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> io::Result<()> {
+        self.inner.truncate_after(last_log_id).await
+    }
+
+    async fn purge(&mut self, log_id: LogId) -> io::Result<()> {
+        let mut purged = self.purged.lock().unwrap();
+        *purged = (*purged).max(Some(log_id));
+        Ok(())
+    }
+}
+
 struct Builder;
 
-impl StoreBuilder<TypeConfig, LogStore, StateMachine, Folder> for Builder {
-    async fn build(&self) -> Result<(Folder, LogStore, StateMachine), StorageError<TypeConfig>> {
+impl StoreBuilder<TypeConfig, SuiteStore, StateMachine, Folder> for Builder {
+    async fn build(&self) -> Result<(Folder, SuiteStore, StateMachine), StorageError<TypeConfig>> {
         let dir = tempfile::tempdir().unwrap();
         let storage = open_storage(&dir);
         let log = storage.open_log(RaftGroupId(1)).unwrap();
-        let state = Arc::new(ReplicaState::load(log.clone()).unwrap());
-        let store = LogStore::new(log, state.traces.clone());
+        let state = Arc::new(ReplicaState::load(log.clone(), Upkeep::default()).unwrap());
+        let store = SuiteStore {
+            inner: LogStore::new(log, state.traces.clone()),
+            purged: Arc::default(),
+        };
         Ok((
             Folder { storage, _dir: dir },
             store,
@@ -63,7 +167,10 @@ async fn openraft_storage_suite() {
 }
 
 fn normal(term: u64, index: u64, bytes: Vec<u8>) -> Entry {
-    let payload = EntryPayload::Normal(Batches::stamped(Bytes::from(bytes), None));
+    let payload = EntryPayload::Normal(EntryData::Batches(Batches::stamped(
+        Bytes::from(bytes),
+        None,
+    )));
     Entry {
         log_id: codec::log_id(term, index),
         payload,
@@ -75,6 +182,35 @@ fn blank(term: u64, index: u64) -> Entry {
         log_id: codec::log_id(term, index),
         payload: EntryPayload::Blank,
     }
+}
+
+#[tokio::test]
+async fn purged_entries_are_gone_for_raft_and_their_records_stay() {
+    let dir = tempfile::tempdir().unwrap();
+    let (storage, log, mut store) = new_log(&dir);
+    for index in 0..6 {
+        let bytes = stamped(value("x"), index as i64, 1);
+        store
+            .blocking_append([normal(1, index, bytes)])
+            .await
+            .unwrap();
+    }
+    store
+        .save_committed(Some(codec::log_id(1, 5)))
+        .await
+        .unwrap();
+    // Not before the state as of there is saved.
+    assert!(store.purge(codec::log_id(1, 3)).await.is_err());
+    log.save_replica_state(4, Bytes::from_static(b"state"));
+    store.purge(codec::log_id(1, 3)).await.unwrap();
+    let state = store.get_log_state().await.unwrap();
+    assert_eq!(state.last_purged_log_id, Some(codec::log_id(1, 3)));
+    assert_eq!(state.last_log_id, Some(codec::log_id(1, 5)));
+    assert!(store.limited_get_log_entries(3, 6).await.is_err());
+    assert_eq!(store.try_get_log_entries(4..6).await.unwrap().len(), 2);
+    let read = log.read(Offset(0), Offset(6), 1 << 20).unwrap();
+    assert_eq!(read.len(), 6);
+    storage.close().unwrap();
 }
 
 fn stamped(mut bytes: Vec<u8>, offset: i64, epoch: i32) -> Vec<u8> {
@@ -133,7 +269,7 @@ async fn replication_reads_are_bounded_by_bytes_and_apply_reads_everything() {
     let streamed: Vec<_> = reader.entries_stream(0..8).await.collect().await;
     assert_eq!(streamed.len(), 8);
     for (offset, entry) in streamed.into_iter().enumerate() {
-        let EntryPayload::Normal(batches_of) = entry.unwrap().payload else {
+        let EntryPayload::Normal(EntryData::Batches(batches_of)) = entry.unwrap().payload else {
             panic!("no data")
         };
         let (_, header) = batches(&batches_of.bytes).next().unwrap().unwrap();

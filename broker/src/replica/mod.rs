@@ -8,22 +8,28 @@ pub mod raft_config;
 
 mod admission;
 pub mod append_session;
+mod applied;
 pub mod engine;
 pub mod producer_state;
 mod records;
 mod traces;
 pub mod watermark;
 
+pub mod copy;
 pub mod error;
 mod in_flight;
+pub mod log_start;
 pub mod log_store;
 mod proposer;
+pub mod purge;
 mod queue;
 pub mod read;
 pub mod state_machine;
 
 #[cfg(test)]
 mod engine_test;
+#[cfg(test)]
+mod log_life_test;
 #[cfg(test)]
 mod log_store_test;
 #[cfg(test)]
@@ -35,7 +41,7 @@ pub mod test_batches;
 #[cfg(test)]
 pub mod test_cluster;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -60,7 +66,8 @@ use state_machine::{ReplicaState, StateMachine};
 use watermark::Watermark;
 
 pub use admission::is_corrupt;
-pub use error::{AppendError, LeaderHint, OpenError, ReadError};
+pub use error::{AppendError, LeaderHint, LogStartError, OpenError, ReadError};
+pub use purge::Upkeep;
 pub use queue::{Acks, AppendFuture, Appended, ProduceItem};
 pub use raft_config::{Batches, Raft, TypeConfig, Vote};
 pub use read::{EpochEnd, ReadRequest, ReadResult, TimestampOffset};
@@ -73,6 +80,47 @@ pub struct PartitionState {
     pub min_insync_replicas: usize,
     pub max_message_bytes: usize,
     pub log_append_time: bool,
+    pub log: LogConfig,
+}
+
+/// How long a partition's log keeps what, from the topic's configs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LogConfig {
+    /// cleanup.policy has `delete`.
+    pub deletes: bool,
+    /// cleanup.policy has `compact`.
+    pub compacts: bool,
+    /// Negative: no limit.
+    pub retention_ms: i64,
+    /// Negative: no limit.
+    pub retention_bytes: i64,
+    pub segment_bytes: u64,
+    pub segment_ms: i64,
+    pub delete_retention_ms: i64,
+    pub min_compaction_lag_ms: i64,
+    pub max_compaction_lag_ms: i64,
+    pub min_cleanable_dirty_thousandths: i64,
+}
+
+impl LogConfig {
+    fn new(configs: &BTreeMap<String, String>) -> LogConfig {
+        let number = |name| topic_config::effective_number(configs, name);
+        LogConfig {
+            deletes: topic_config::has_cleanup(configs, "delete"),
+            compacts: topic_config::has_cleanup(configs, "compact"),
+            retention_ms: number(topic_config::RETENTION_MS),
+            retention_bytes: number(topic_config::RETENTION_BYTES),
+            segment_bytes: u64::try_from(number(topic_config::SEGMENT_BYTES)).unwrap_or(1 << 30),
+            segment_ms: number(topic_config::SEGMENT_MS),
+            delete_retention_ms: number(topic_config::DELETE_RETENTION_MS),
+            min_compaction_lag_ms: number(topic_config::MIN_COMPACTION_LAG_MS),
+            max_compaction_lag_ms: number(topic_config::MAX_COMPACTION_LAG_MS),
+            min_cleanable_dirty_thousandths: topic_config::effective_thousandths(
+                configs,
+                topic_config::MIN_CLEANABLE_DIRTY_RATIO,
+            ),
+        }
+    }
 }
 
 impl PartitionState {
@@ -88,6 +136,7 @@ impl PartitionState {
                 &topic.configs,
                 topic_config::MESSAGE_TIMESTAMP_TYPE,
             ) == "LogAppendTime",
+            log: LogConfig::new(&topic.configs),
         }
     }
 }
@@ -128,6 +177,7 @@ pub struct ReplicaOptions<N> {
     pub network: N,
     pub raft_config: Arc<openraft::Config>,
     pub state: watch::Receiver<PartitionState>,
+    pub upkeep: Upkeep,
 }
 
 /// How long `append_internal` waits for its commit, as Kafka's offsets.commit.timeout.ms.
@@ -171,11 +221,13 @@ impl Replica {
             network,
             raft_config,
             state: partition,
+            upkeep,
         } = options;
         if let Some(vote) = log.vote() {
             codec::decode_vote(&vote)?;
         }
-        let state = Arc::new(ReplicaState::load(log.clone())?);
+        log.set_segment_bytes(partition.borrow().log.segment_bytes);
+        let state = Arc::new(ReplicaState::load(log.clone(), upkeep)?);
         let heartbeat_interval = Duration::from_millis(raft_config.heartbeat_interval);
         let (raft_log, raft_state) = (log.clone(), state.clone());
         let start: engine::Start = Box::new(move |ended| {
@@ -323,6 +375,16 @@ impl Replica {
 
     pub fn log_start_offset(&self) -> Offset {
         self.log.log_start_offset()
+    }
+
+    /// Brokers whose replicas are in sync, as the controller last said.
+    pub fn isr(&self) -> Vec<BrokerId> {
+        self.partition.borrow().isr.clone()
+    }
+
+    /// What the controller last said about the log's life.
+    pub fn log_config(&self) -> LogConfig {
+        self.partition.borrow().log
     }
 
     /// Who leads, for a client that asked here in vain.

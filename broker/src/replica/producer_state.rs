@@ -167,6 +167,13 @@ impl ProducerTable {
             .retain(|_, producer| producer.last_seen_ms >= oldest);
     }
 
+    /// Every producer with the offset of its last record.
+    pub fn last_offsets(&self) -> impl Iterator<Item = (ProducerId, Offset)> + '_ {
+        self.producers
+            .iter()
+            .map(|(id, producer)| (*id, producer.last_offset))
+    }
+
     pub fn len(&self) -> usize {
         self.producers.len()
     }

@@ -18,7 +18,7 @@ use super::error::AppendError;
 use super::in_flight::{InFlight, Pending};
 use super::producer_state::{StagedVerdict, Staging};
 use super::queue::{Acks, Appended, Queued};
-use super::raft_config::{Batches, CommittedLeaderId, TypeConfig};
+use super::raft_config::{Batches, CommittedLeaderId, EntryData, TypeConfig};
 use super::{Leadership, Replica};
 
 /// How one try to propose ended.
@@ -190,7 +190,7 @@ async fn try_propose(
         return Tried::Failed(replica.not_leader());
     };
     let proposed = raft
-        .write(batches)
+        .write(EntryData::Batches(batches))
         .with_leader(CommittedLeaderId { term })
         .responder(responder)
         .await;
@@ -245,7 +245,7 @@ async fn wait_for_outcome<T>(
     }
 }
 
-fn stopped(fatal: &Fatal<TypeConfig>) -> AppendError {
+pub(super) fn stopped(fatal: &Fatal<TypeConfig>) -> AppendError {
     match fatal {
         Fatal::StorageError(_) | Fatal::Panicked => AppendError::Storage,
         Fatal::Stopped => AppendError::NotLeader { leader: None },
@@ -254,7 +254,7 @@ fn stopped(fatal: &Fatal<TypeConfig>) -> AppendError {
 
 /// A leader that has not heard from a majority for a while (a resting group sends no heartbeats)
 /// asks it before it writes again.
-async fn renew_lease(replica: &Replica, deadline: Instant) -> Result<(), AppendError> {
+pub(super) async fn renew_lease(replica: &Replica, deadline: Instant) -> Result<(), AppendError> {
     let Some(raft) = replica.raft() else {
         return Err(replica.not_leader());
     };

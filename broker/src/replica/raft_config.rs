@@ -23,7 +23,7 @@ use super::state_machine::StateMachine;
 pub struct TypeConfig;
 
 impl openraft::RaftTypeConfig for TypeConfig {
-    type D = Batches;
+    type D = EntryData;
     type R = AppendResult;
     type NodeId = ReplicaId;
     /// Addresses are the cluster image's business.
@@ -48,15 +48,40 @@ impl openraft::RaftTypeConfig for TypeConfig {
 
 pub type Raft = openraft::Raft<TypeConfig, StateMachine>;
 pub type Entry = openraft::alias::EntryOf<TypeConfig>;
-pub type EntryPayload = openraft::EntryPayload<Batches, ReplicaId, ()>;
+pub type EntryPayload = openraft::EntryPayload<EntryData, ReplicaId, ()>;
 pub type LogId = openraft::alias::LogIdOf<TypeConfig>;
 pub type Vote = openraft::alias::VoteOf<TypeConfig>;
 pub type LeaderId = openraft::alias::LeaderIdOf<TypeConfig>;
 pub type CommittedLeaderId = openraft::alias::CommittedLeaderIdOf<TypeConfig>;
 pub type Membership = openraft::Membership<ReplicaId, ()>;
 pub type StoredMembership = openraft::alias::StoredMembershipOf<TypeConfig>;
+pub type SnapshotMeta = openraft::alias::SnapshotMetaOf<TypeConfig>;
+pub type PartitionSnapshot = openraft::alias::SnapshotOf<TypeConfig, Bytes>;
 
-/// The data of one Raft entry: record batches v2 of one partition, back to back.
+/// The data of one Raft entry.
+#[derive(Debug, Clone)]
+pub enum EntryData {
+    Batches(Batches),
+    Control(Control),
+}
+
+impl fmt::Display for EntryData {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            EntryData::Batches(batches) => batches.fmt(f),
+            EntryData::Control(Control::LogStart(offset)) => write!(f, "log start {offset}"),
+        }
+    }
+}
+
+/// What a partition's leader tells all replicas through the log. Takes an index and no offset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Control {
+    /// Records below this offset are gone; never above the high watermark of its proposer.
+    LogStart(Offset),
+}
+
+/// Record batches v2 of one partition, back to back.
 pub struct Batches {
     /// Stamped with offsets and leader epoch, except in a proposal that the leader's log store has
     /// not taken yet (`pending` is there).
@@ -166,7 +191,7 @@ pub fn raft_config(timing: RaftTiming) -> Arc<openraft::Config> {
         // before may not be applied yet, and "the term's first entry is applied" would then not
         // mean that its producer state is complete.
         enable_leader_restore: Some(false),
-        // Raft's log is the data: it is never snapshotted or purged behind the partition's back.
+        // The replica itself decides when it snapshots and purges (`purge`).
         snapshot_policy: SnapshotPolicy::Never,
         max_in_snapshot_log_to_keep: u64::MAX / 2,
         max_payload_entries: REPLICATION_ENTRIES_MAX,

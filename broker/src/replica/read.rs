@@ -135,7 +135,7 @@ impl Replica {
             return None;
         }
         let end = epoch_end(
-            &self.log.term_starts(),
+            &self.epoch_starts(),
             self.log.log_end_offset(),
             request.last_fetched_epoch,
         )?;
@@ -276,6 +276,13 @@ impl Replica {
             .map_err(ReadError::Corrupt)
     }
 
+    /// Where leader epochs begin, as far as their records are still there.
+    fn epoch_starts(&self) -> Vec<TermStart> {
+        let mut starts = self.log.term_starts();
+        forget_below(&mut starts, self.log.log_start_offset());
+        starts
+    }
+
     /// The epoch in which the record at `offset` was written, or would be.
     fn epoch_of(&self, offset: Offset) -> LeaderEpoch {
         let starts = self.log.term_starts();
@@ -294,7 +301,7 @@ impl Replica {
     ) -> Result<Option<EpochEnd>, ReadError> {
         self.check_leader(current_leader_epoch)?;
         Ok(epoch_end(
-            &self.log.term_starts(),
+            &self.epoch_starts(),
             self.log.log_end_offset(),
             leader_epoch,
         ))
@@ -304,6 +311,16 @@ impl Replica {
 fn epoch_of_term(term: u64) -> LeaderEpoch {
     // Terms that do not fit were refused when they were appended.
     LeaderEpoch::try_from(term).unwrap_or(LeaderEpoch(i32::MAX))
+}
+
+/// Forgets the epochs that end at or below the log start; the one that holds it begins there, as in
+/// Apache Kafka's cache of leader epochs.
+fn forget_below(starts: &mut Vec<TermStart>, log_start_offset: Offset) {
+    let gone = starts.partition_point(|start| start.first_offset <= log_start_offset);
+    starts.drain(..gone.saturating_sub(1));
+    if let Some(first) = starts.first_mut() {
+        first.first_offset = first.first_offset.max(log_start_offset);
+    }
 }
 
 /// The largest epoch not above `asked`, and where it ends (KIP-101, KIP-279).
@@ -357,6 +374,15 @@ mod tests {
         check(6, Some((6, 40)));
         check(7, None);
         check(-1, None);
+        // Epoch 1 is gone, and epoch 3 begins with what is left of it.
+        let mut left = starts.to_vec();
+        forget_below(&mut left, Offset(12));
+        let end = |asked| epoch_end(&left, Offset(40), LeaderEpoch(asked));
+        let ends = [1, 2, 3, 6].map(|asked| end(asked).map(|e| (e.leader_epoch.0, e.end_offset.0)));
+        assert_eq!(
+            ends,
+            [Some((1, 12)), Some((2, 12)), Some((3, 25)), Some((6, 40))]
+        );
         assert_eq!(epoch_end(&[], Offset(0), LeaderEpoch(1)), None);
     }
 }

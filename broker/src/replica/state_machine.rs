@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use bytes::{BufMut, Bytes, BytesMut};
-use chronik_storage::PartitionLog;
+use bytes::Bytes;
+use chronik_storage::{PartitionLog, StorageError};
 use chronik_types::offset::Offset;
 use chronik_types::record_batch;
 use futures::{Stream, StreamExt};
@@ -19,14 +19,19 @@ use tokio::sync::watch;
 use tokio_util::sync::DropGuard;
 
 use super::Leadership;
-use super::codec::{self, DecodeError, Reader, put_count, put_version};
+use super::applied::Applied;
+use super::codec;
+use super::copy::Copies;
+use super::error::OpenError;
+use super::log_store;
 use super::producer_state::ProducerTable;
-use super::raft_config::{AppendResult, Batches, Entry, LogId, StoredMembership, TypeConfig};
+use super::purge::{PurgeMarks, Upkeep};
+use super::raft_config::{
+    AppendResult, Batches, Control, Entry, EntryData, LogId, PartitionSnapshot, SnapshotMeta,
+    StoredMembership, TypeConfig,
+};
 use super::traces::Traces;
 use super::watermark::Watermark;
-
-type SnapshotMeta = openraft::alias::SnapshotMetaOf<TypeConfig>;
-type PartitionSnapshot = openraft::alias::SnapshotOf<TypeConfig, Bytes>;
 
 /// Bytes applied between two saves of the state. What was applied since the last one is replayed
 /// after a crash.
@@ -35,71 +40,6 @@ const SAVE_INTERVAL_BYTES: usize = 4 * 1024 * 1024;
 const SAVE_COST_FACTOR: usize = 8;
 /// Small entries must not keep the state from being saved for ever.
 const ENTRY_OVERHEAD_BYTES: usize = 256;
-
-/// The state as of one log index.
-#[derive(Debug, Clone, Default)]
-struct Applied {
-    log_id: Option<LogId>,
-    membership: StoredMembership,
-    high_watermark: Offset,
-    producers: ProducerTable,
-}
-
-impl Applied {
-    fn encode(&self) -> Bytes {
-        let mut out = BytesMut::new();
-        put_version(&mut out);
-        put_log_id(&mut out, &self.log_id);
-        out.put_i64(self.high_watermark.0);
-        put_log_id(&mut out, self.membership.log_id());
-        for part in [
-            codec::encode_membership(self.membership.membership()),
-            self.producers.encode(),
-        ] {
-            put_count(&mut out, part.len());
-            out.put(part);
-        }
-        out.freeze()
-    }
-
-    fn decode(bytes: &[u8]) -> Result<Applied, DecodeError> {
-        let mut reader = Reader::new("replica state", bytes)?;
-        let log_id = read_log_id(&mut reader)?;
-        let high_watermark = Offset(reader.i64()?);
-        let membership_log_id = read_log_id(&mut reader)?;
-        let size = reader.count(bytes.len())?;
-        let membership = codec::decode_membership(reader.bytes(size)?)?;
-        let size = reader.count(bytes.len())?;
-        let producers = ProducerTable::decode(reader.bytes(size)?)?;
-        reader.end()?;
-        let membership = StoredMembership::new(membership_log_id, membership);
-        Ok(Applied {
-            log_id,
-            membership,
-            high_watermark,
-            producers,
-        })
-    }
-}
-
-fn put_log_id(out: &mut impl BufMut, log_id: &Option<LogId>) {
-    out.put_u8(u8::from(log_id.is_some()));
-    if let Some(log_id) = log_id {
-        out.put_u64(codec::term(log_id));
-        out.put_u64(log_id.index);
-    }
-}
-
-fn read_log_id(reader: &mut Reader<'_>) -> Result<Option<LogId>, DecodeError> {
-    match reader.u8()? {
-        0 => Ok(None),
-        1 => {
-            let (term, index) = (reader.u64()?, reader.u64()?);
-            Ok(Some(codec::log_id(term, index)))
-        }
-        _ => Err(reader.invalid()),
-    }
-}
 
 /// What the state machine shares with the rest of its replica.
 pub struct ReplicaState {
@@ -113,28 +53,52 @@ pub struct ReplicaState {
     pub watermark: Arc<Watermark>,
     pub leadership: watch::Sender<Leadership>,
     pub traces: Arc<Traces>,
+    /// Where the log was at certain sizes, to find how far it may be purged.
+    pub marks: PurgeMarks,
+    /// Copies of the log that are being given to other replicas, or taken from one.
+    pub copies: Copies,
 }
 
 impl ReplicaState {
     /// Takes up the state that was saved with the log, if there is one.
-    pub fn load(log: PartitionLog) -> Result<ReplicaState, DecodeError> {
+    pub fn load(log: PartitionLog, upkeep: Upkeep) -> Result<ReplicaState, OpenError> {
         let applied = match log.replica_state() {
             Some((_, bytes)) => Applied::decode(&bytes)?,
             None => Applied::default(),
         };
         let state = ReplicaState {
-            log,
             applied_term: AtomicU64::new(applied.log_id.as_ref().map_or(0, codec::term)),
             voter_count: AtomicUsize::new(applied.membership.voter_ids().count()),
             is_closing: AtomicBool::new(false),
             watermark: Arc::default(),
             leadership: watch::Sender::new(Leadership::default()),
             traces: Arc::default(),
+            marks: PurgeMarks::new(log.group_id(), upkeep),
+            copies: Copies::default(),
+            log,
             applied: Mutex::new(Applied::default()),
         };
         state.watermark.advance(applied.high_watermark);
+        if applied.log_start_offset > state.log.log_start_offset() {
+            state.set_log_start(applied.log_start_offset)?;
+        }
         *state.applied() = applied;
         Ok(state)
+    }
+
+    /// The state as of the last applied entry.
+    pub fn snapshot(&self) -> Applied {
+        self.applied().clone()
+    }
+
+    /// Index of the last applied entry.
+    pub fn applied_index(&self) -> Option<u64> {
+        self.applied().log_id.map(|log_id| log_id.index)
+    }
+
+    /// It need not be durable at once: the entry that says it is, and so is the saved state.
+    fn set_log_start(&self, offset: Offset) -> Result<(), StorageError> {
+        self.log.set_log_start(offset, Box::new(|_| {}))
     }
 
     fn applied(&self) -> MutexGuard<'_, Applied> {
@@ -194,7 +158,17 @@ impl ReplicaState {
                 self.voter_count
                     .store(membership.voter_ids().count(), Ordering::Relaxed);
             }
-            EntryPayload::Normal(Batches { bytes, .. }) => {
+            EntryPayload::Normal(EntryData::Control(Control::LogStart(offset))) => {
+                // Proposers ask for no more than their high watermark; whatever they do, nothing
+                // above it may go.
+                let offset = (*offset).min(applied.high_watermark);
+                if offset > applied.log_start_offset {
+                    applied.log_start_offset = offset;
+                    self.set_log_start(offset).map_err(io::Error::other)?;
+                    self.marks.ask();
+                }
+            }
+            EntryPayload::Normal(EntryData::Batches(Batches { bytes, .. })) => {
                 for batch in record_batch::batches(bytes) {
                     let (_, header) = batch.map_err(io::Error::other)?;
                     applied.producers.apply(&header, now_ms);
@@ -204,6 +178,17 @@ impl ReplicaState {
         }
         applied.log_id = Some(entry.log_id);
         Ok(applied.high_watermark)
+    }
+
+    /// Takes over the state that came with a copy of another replica's log.
+    fn install(&self, applied: Applied) {
+        let (log_id, high_watermark) = (applied.log_id, applied.high_watermark);
+        self.voter_count
+            .store(applied.membership.voter_ids().count(), Ordering::Relaxed);
+        *self.applied() = applied;
+        if let Some(log_id) = log_id {
+            self.entry_applied(&log_id, high_watermark);
+        }
     }
 
     fn entry_applied(&self, log_id: &LogId, high_watermark: Offset) {
@@ -224,15 +209,18 @@ pub fn now_ms() -> i64 {
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// openraft's state machine: owned by its worker, state shared with the replica.
 pub struct StateMachine {
     state: Arc<ReplicaState>,
     /// Bytes applied since the state was saved.
     unsaved_bytes: usize,
     save_interval_bytes: usize,
-    /// Snapshots are never taken in operation, since the log is never purged; openraft's storage
-    /// suite does.
-    snapshot: Arc<Mutex<Option<(SnapshotMeta, Bytes)>>>,
+    /// What openraft was told last.
+    told: Arc<Mutex<Option<(SnapshotMeta, Bytes)>>>,
     /// Dropped with this: from then on nothing of this instance applies anything.
     _ended: Option<DropGuard>,
 }
@@ -243,7 +231,7 @@ impl StateMachine {
             state,
             unsaved_bytes: 0,
             save_interval_bytes: SAVE_INTERVAL_BYTES,
-            snapshot: Arc::default(),
+            told: Arc::default(),
             _ended: None,
         }
     }
@@ -269,36 +257,31 @@ impl StateMachine {
     }
 }
 
+/// Says that everything applied is in a snapshot: it is, in the log and the saved state. openraft
+/// only wants to know how far it may purge.
 pub struct SnapshotBuilder {
     state: Arc<ReplicaState>,
-    snapshot: Arc<Mutex<Option<(SnapshotMeta, Bytes)>>>,
-}
-
-fn snapshot_of((meta, data): (SnapshotMeta, Bytes)) -> PartitionSnapshot {
-    PartitionSnapshot {
-        meta,
-        snapshot: data,
-    }
+    told: Arc<Mutex<Option<(SnapshotMeta, Bytes)>>>,
 }
 
 impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
     type SnapshotData = Bytes;
 
     async fn build_snapshot(&mut self) -> io::Result<PartitionSnapshot> {
-        let applied = self.state.applied();
+        let applied = self.state.snapshot();
+        let snapshot = applied.encode();
         let meta = SnapshotMeta {
             last_log_id: applied.log_id,
-            last_membership: applied.membership.clone(),
+            last_membership: applied.membership,
         };
-        let snapshot = (meta, applied.encode());
-        drop(applied);
-        *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner) = Some(snapshot.clone());
-        Ok(snapshot_of(snapshot))
+        *lock(&self.told) = Some((meta.clone(), snapshot.clone()));
+        Ok(PartitionSnapshot { meta, snapshot })
     }
 }
 
 impl RaftStateMachine<TypeConfig> for StateMachine {
-    /// The replica's state; the records themselves come with the log.
+    /// Between replicas of this process only, and mostly empty: other replicas fetch the log's files
+    /// and the state that goes with them (`copy`).
     type SnapshotData = Bytes;
     type SnapshotBuilder = SnapshotBuilder;
 
@@ -320,13 +303,14 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
                 responder.send(AppendResult { high_watermark });
             }
             let size = match &entry.payload {
-                EntryPayload::Normal(batches) => batches.bytes.len(),
-                EntryPayload::Blank | EntryPayload::Membership(_) => 0,
+                EntryPayload::Normal(EntryData::Batches(batches)) => batches.bytes.len(),
+                EntryPayload::Normal(EntryData::Control(_))
+                | EntryPayload::Blank
+                | EntryPayload::Membership(_) => 0,
             };
-            self.unsaved_bytes = self
-                .unsaved_bytes
-                .saturating_add(size)
-                .saturating_add(ENTRY_OVERHEAD_BYTES);
+            let size = size.saturating_add(ENTRY_OVERHEAD_BYTES);
+            self.state.marks.applied(entry.log_id.index, size);
+            self.unsaved_bytes = self.unsaved_bytes.saturating_add(size);
             self.save_if_due();
         }
         Ok(())
@@ -335,59 +319,43 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     async fn get_snapshot_builder(&mut self) -> SnapshotBuilder {
         SnapshotBuilder {
             state: self.state.clone(),
-            snapshot: self.snapshot.clone(),
+            told: self.told.clone(),
         }
     }
 
+    /// The log's files were fetched before (`copy`); here they take the place of the old ones.
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, data: Bytes) -> io::Result<()> {
-        let applied = Applied::decode(&data).map_err(io::Error::other)?;
-        let (log_id, high_watermark) = (applied.log_id, applied.high_watermark);
-        self.state
-            .voter_count
-            .store(applied.membership.voter_ids().count(), Ordering::Relaxed);
-        *self.state.applied() = applied;
-        if let Some(log_id) = log_id {
-            self.state.entry_applied(&log_id, high_watermark);
-        }
-        *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner) = Some((meta.clone(), data));
+        let applied = match self.state.copies.take_fetched(meta.last_log_id) {
+            Some(fetched) => {
+                let log = self.state.log.clone();
+                tokio::task::spawn_blocking(move || fetched.install(&log))
+                    .await
+                    .map_err(io::Error::other)?
+                    .map_err(io::Error::other)?
+            }
+            // The log has these entries already, and only the state is to follow.
+            None => Applied::decode(&data).map_err(io::Error::other)?,
+        };
+        self.unsaved_bytes = 0;
+        *lock(&self.told) = Some((meta.clone(), applied.encode()));
+        self.state.install(applied);
         Ok(())
     }
 
+    /// What a follower needs before it can go on with this log: at least the purge point. Where a
+    /// copy is being fetched it is that copy's end, so that the follower goes on right behind it.
     async fn get_current_snapshot(&mut self) -> io::Result<Option<PartitionSnapshot>> {
-        let snapshot = self.snapshot.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(snapshot.clone().map(snapshot_of))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-
-    use chronik_types::id::{BrokerId, ReplicaId};
-
-    use super::*;
-    use crate::replica::raft_config::Membership;
-
-    #[test]
-    fn the_state_round_trips_and_survives_truncation() {
-        let voter = ReplicaId {
-            broker_id: BrokerId(1),
-            incarnation: 3,
+        let Some(purged) = log_store::purged(&self.state.log) else {
+            let told = lock(&self.told).clone();
+            return Ok(told.map(|(meta, snapshot)| PartitionSnapshot { meta, snapshot }));
         };
-        let membership = Membership::new_with_defaults(vec![BTreeSet::from([voter])], []);
-        let applied = Applied {
-            log_id: Some(codec::log_id(4, 77)),
-            membership: StoredMembership::new(Some(codec::log_id(1, 0)), membership),
-            high_watermark: Offset(1234),
-            producers: ProducerTable::default(),
-        };
-        let bytes = applied.encode();
-        let decoded = Applied::decode(&bytes).unwrap();
-        assert_eq!(decoded.log_id, applied.log_id);
-        assert_eq!(decoded.membership, applied.membership);
-        assert_eq!(decoded.high_watermark, applied.high_watermark);
-        for end in 0..bytes.len() {
-            assert!(Applied::decode(&bytes[..end]).is_err(), "{end}");
-        }
+        let offered = self.state.copies.offered().filter(|id| *id >= purged);
+        Ok(Some(PartitionSnapshot {
+            meta: SnapshotMeta {
+                last_log_id: Some(offered.unwrap_or(purged)),
+                last_membership: self.state.applied().membership.clone(),
+            },
+            snapshot: Bytes::new(),
+        }))
     }
 }

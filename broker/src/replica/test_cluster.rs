@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use chronik_storage::disk::faulty::FaultyDisk;
-use chronik_storage::{Storage, StorageConfig};
+use chronik_storage::{SegmentFile, Storage, StorageConfig};
 use chronik_types::id::{BrokerId, RaftGroupId, ReplicaId};
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{RPCError, RaftError, ReplicationClosed, StreamingError, Unreachable};
@@ -20,10 +20,11 @@ use openraft::raft::{
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
+use super::copy::Fetched;
 use super::engine::RaftHandle;
 use super::queue::{Acks, Appended, ProduceItem};
 use super::raft_config::{RaftTiming, TypeConfig, Vote, raft_config};
-use super::{AppendError, Leadership, PartitionState, Replica, ReplicaOptions};
+use super::{AppendError, Leadership, LogConfig, PartitionState, Replica, ReplicaOptions, Upkeep};
 
 /// Longest that anything in these tests may take.
 pub const LIMIT: Duration = Duration::from_secs(20);
@@ -37,6 +38,7 @@ pub struct Router(Arc<Mutex<Routes>>);
 #[derive(Default)]
 struct Routes {
     replicas: HashMap<ReplicaId, Arc<Replica>>,
+    storages: HashMap<ReplicaId, Storage>,
     cut: HashSet<ReplicaId>,
 }
 
@@ -62,6 +64,12 @@ impl Router {
     ) -> Result<RaftHandle, Unreachable<TypeConfig>> {
         let woken = self.replica(from, to)?.wake().await;
         woken.map_err(|error| Unreachable::from_string(error.to_string()))
+    }
+
+    fn remove(&self, replica: ReplicaId) {
+        let mut routes = self.0.lock().unwrap();
+        routes.replicas.remove(&replica);
+        routes.storages.remove(&replica);
     }
 
     pub fn cut(&self, replica: ReplicaId) {
@@ -136,14 +144,33 @@ impl RaftNetworkV2<TypeConfig> for Connection {
 
     async fn full_snapshot(
         &mut self,
-        _vote: Vote,
-        _snapshot: Snapshot,
+        vote: Vote,
+        snapshot: Snapshot,
         _cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
-        Err(StreamingError::Unreachable(Unreachable::from_string(
-            "no snapshot is ever sent",
-        )))
+        let unreachable = |why: String| StreamingError::Unreachable(Unreachable::from_string(why));
+        let find = |from, to| {
+            self.router
+                .replica(from, to)
+                .map_err(StreamingError::Unreachable)
+        };
+        let (follower, leader) = (find(self.from, self.to)?, find(self.to, self.from)?);
+        if follower.has_entry(&snapshot.meta.last_log_id.unwrap()) {
+            let vote = follower.vote();
+            return Ok(SnapshotResponse { vote });
+        }
+        let storage = self
+            .router
+            .0
+            .lock()
+            .unwrap()
+            .storages
+            .get(&self.to)
+            .cloned();
+        let storage = storage.ok_or_else(|| unreachable("it is gone".to_owned()))?;
+        let copied = copy_log(&leader, &follower, storage, vote).await;
+        Err(unreachable(format!("a copy was made: {copied:?}")))
     }
 
     async fn transfer_leader(
@@ -156,6 +183,44 @@ impl RaftNetworkV2<TypeConfig> for Connection {
             .await
             .map_err(|fatal| remote(RaftError::Fatal(fatal)))
     }
+}
+
+/// Copies the leader's log to the follower, as `catch_up` does over the network.
+pub async fn copy_log(
+    leader: &Replica,
+    follower: &Replica,
+    storage: Storage,
+    vote: Vote,
+) -> Result<(), String> {
+    let failed = |error: &dyn std::fmt::Display| error.to_string();
+    let offer = leader.offer_copy().await.map_err(|e| failed(&e))?;
+    let group = follower.group_id();
+    let copied = tokio::task::spawn_blocking(move || {
+        let manifest = offer.export.manifest().clone();
+        let installer = storage.install(group, manifest.clone())?;
+        for segment in 0..manifest.segments.len() {
+            for file in [SegmentFile::Log, SegmentFile::Sidecar] {
+                loop {
+                    let position = installer.received(segment, file);
+                    let bytes = offer.export.read_chunk(segment, file, position, 1000)?;
+                    if bytes.is_empty() {
+                        break;
+                    }
+                    installer.write(segment, file, position, &bytes)?;
+                }
+            }
+            installer.check_segment(segment)?;
+        }
+        Ok::<_, chronik_storage::StorageError>((installer, offer))
+    });
+    let (installer, offer) = copied
+        .await
+        .map_err(|e| failed(&e))?
+        .map_err(|e| failed(&e))?;
+    let index = offer.last_log_id.index;
+    let fetched = Fetched::new(installer, &offer.state, index).map_err(|e| failed(&e))?;
+    let installed = follower.install_copy(vote, fetched).await;
+    installed.map_err(|e| failed(&e))
 }
 
 /// One broker: a disk, and a replica while it runs.
@@ -192,6 +257,10 @@ impl Cluster {
             min_insync_replicas,
             max_message_bytes: 2 * 1024 * 1024,
             log_append_time: false,
+            log: LogConfig {
+                segment_bytes: 1 << 30,
+                ..LogConfig::default()
+            },
         };
         let nodes = (0..count)
             .map(|n| Node {
@@ -234,16 +303,36 @@ impl Cluster {
             },
             raft_config: raft_config(timing()),
             state: self.state.subscribe(),
+            upkeep: Upkeep::default(),
         };
         let replica = Replica::open_at_rest(options).unwrap();
-        self.router
-            .0
-            .lock()
-            .unwrap()
-            .replicas
-            .insert(node.id, replica.clone());
+        {
+            let mut routes = self.router.0.lock().unwrap();
+            routes.replicas.insert(node.id, replica.clone());
+            routes.storages.insert(node.id, storage.clone());
+        }
         node.storage = Some(storage);
         node.replica = Some(replica);
+    }
+
+    /// The node stops, and comes back with an empty disk.
+    pub async fn lose_disk(&mut self, n: usize) {
+        self.crash(n).await;
+        self.nodes[n].disk = FaultyDisk::new();
+    }
+
+    pub fn storage(&self, n: usize) -> Storage {
+        self.nodes[n].storage.clone().unwrap()
+    }
+
+    /// The node's power fails after so many more changes of its disk.
+    pub fn fail_power_after(&self, n: usize, changes: usize) {
+        self.nodes[n].disk.fail_power_after(changes);
+    }
+
+    /// How often the node has changed its disk.
+    pub fn disk_changes(&self, n: usize) -> usize {
+        self.nodes[n].disk.changing_calls()
     }
 
     pub fn replica(&self, n: usize) -> &Arc<Replica> {
@@ -253,7 +342,7 @@ impl Cluster {
     /// Stops a node in order.
     pub async fn stop(&mut self, n: usize) {
         let node = &mut self.nodes[n];
-        self.router.0.lock().unwrap().replicas.remove(&node.id);
+        self.router.remove(node.id);
         if let Some(replica) = node.replica.take() {
             replica.shutdown().await;
         }
@@ -267,7 +356,7 @@ impl Cluster {
     /// The node's power fails: what was not fsynced is gone.
     pub async fn crash(&mut self, n: usize) {
         let node = &mut self.nodes[n];
-        self.router.0.lock().unwrap().replicas.remove(&node.id);
+        self.router.remove(node.id);
         node.disk = node.disk.crash(&mut || false);
         if let Some(replica) = node.replica.take() {
             replica.shutdown().await;

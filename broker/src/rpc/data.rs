@@ -9,19 +9,27 @@ mod produce;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use chronik_proto::v1;
 use chronik_proto::v1::data_server::Data;
 use chronik_types::epoch::LeaderEpoch;
 use chronik_types::id::RaftGroupId;
+use chronik_types::offset::Offset;
 use futures::Stream;
 use futures::future::join_all;
 use futures::stream::FuturesUnordered;
+use tokio::time::Instant;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::error::{WireError, leader};
 use crate::replica::ReadError;
 use crate::replicas::Replicas;
+
+/// How DeleteRecords names the high watermark (KIP-107).
+const HIGH_WATERMARK: i64 = -1;
+/// Longest that a DeleteRecords may wait for its commit; below the gateways' own limit of a call.
+const DELETE_TIMEOUT_MAX: Duration = Duration::from_secs(9);
 
 /// Serves every replica of this broker.
 #[derive(Clone)]
@@ -100,6 +108,35 @@ impl DataService {
         }
         result
     }
+
+    async fn delete_records(
+        &self,
+        asked: v1::PartitionDeleteRecords,
+        deadline: Instant,
+    ) -> v1::PartitionDeleteRecordsResult {
+        let mut result = v1::PartitionDeleteRecordsResult {
+            raft_group_id: asked.raft_group_id,
+            log_start_offset: -1,
+            ..Default::default()
+        };
+        let before = (asked.before_offset != HIGH_WATERMARK).then_some(Offset(asked.before_offset));
+        let failed = match self.replicas.get(RaftGroupId(asked.raft_group_id)) {
+            None => Some(WireError::unknown_partition()),
+            Some(replica) => match replica.raise_log_start(before, deadline).await {
+                Ok(log_start_offset) => {
+                    result.log_start_offset = log_start_offset.0;
+                    None
+                }
+                Err(error) => Some(WireError::from(&error)),
+            },
+        };
+        if let Some(failed) = failed {
+            result.error = failed.error.into();
+            result.error_message = failed.message;
+            result.leader = failed.leader;
+        }
+        result
+    }
 }
 
 type ResponseStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -149,6 +186,18 @@ impl Data for DataService {
         Ok(Response::new(v1::OffsetForLeaderEpochResponse {
             partitions,
         }))
+    }
+
+    async fn delete_records(
+        &self,
+        request: Request<v1::DeleteRecordsRequest>,
+    ) -> Result<Response<v1::DeleteRecordsResponse>, Status> {
+        let request = request.into_inner();
+        let limit = Duration::from_millis(u64::from(request.timeout_ms)).min(DELETE_TIMEOUT_MAX);
+        let deadline = Instant::now() + limit;
+        let asked = request.partitions.into_iter();
+        let partitions = join_all(asked.map(|one| self.delete_records(one, deadline))).await;
+        Ok(Response::new(v1::DeleteRecordsResponse { partitions }))
     }
 }
 

@@ -5,7 +5,7 @@
 use chronik_proto::v1::{self, PartitionError};
 use chronik_types::record_batch::InvalidBatch;
 
-use crate::replica::{AppendError, LeaderHint, ReadError, is_corrupt};
+use crate::replica::{AppendError, LeaderHint, LogStartError, ReadError, is_corrupt};
 
 /// What a partition's result says about its error.
 #[derive(Debug, Clone, PartialEq)]
@@ -71,6 +71,19 @@ impl From<&AppendError> for WireError {
             error,
             message: append_error.to_string(),
             leader: hint.as_ref().map(leader),
+        }
+    }
+}
+
+impl From<&LogStartError> for WireError {
+    fn from(error: &LogStartError) -> WireError {
+        match error {
+            LogStartError::NotProposed(error) => WireError::from(error),
+            LogStartError::OutOfRange { .. } => WireError {
+                error: PartitionError::OffsetOutOfRange,
+                message: error.to_string(),
+                leader: None,
+            },
         }
     }
 }

@@ -5,3 +5,4 @@ pub mod data;
 mod data_test;
 pub mod error;
 pub mod groups;
+pub mod segments;

@@ -329,6 +329,34 @@ impl v1::data_server::Data for BrokerService {
             partitions: partitions.collect(),
         }))
     }
+
+    /// Every log ends at offset 50.
+    async fn delete_records(
+        &self,
+        request: Request<v1::DeleteRecordsRequest>,
+    ) -> Answer<v1::DeleteRecordsResponse> {
+        const END: i64 = 50;
+        let partitions = request.into_inner().partitions.into_iter().map(|p| {
+            let error = if p.before_offset > END {
+                PartitionError::OffsetOutOfRange
+            } else {
+                PartitionError::None
+            };
+            v1::PartitionDeleteRecordsResult {
+                raft_group_id: p.raft_group_id,
+                error: error.into(),
+                log_start_offset: if p.before_offset == -1 {
+                    END
+                } else {
+                    p.before_offset
+                },
+                ..Default::default()
+            }
+        });
+        Ok(Response::new(v1::DeleteRecordsResponse {
+            partitions: partitions.collect(),
+        }))
+    }
 }
 
 #[tonic::async_trait]

@@ -736,6 +736,38 @@ async fn offsets_of_partitions_come_from_their_leaders_in_every_version() {
 }
 
 #[tokio::test]
+async fn records_are_deleted_by_the_leaders_in_every_version() {
+    let cluster = Cluster::start(1).await;
+    let mut client = cluster.client(0).await;
+    for version in 0..=2 {
+        let mut topic = k::delete_records_request::DeleteRecordsTopic::default();
+        topic.name = "t".into();
+        for (index, offset) in [(0, 7), (1, -1), (2, 51), (3, 1)] {
+            let mut partition = k::delete_records_request::DeleteRecordsPartition::default();
+            partition.partition_index = index;
+            partition.offset = offset;
+            topic.partitions.push(partition);
+        }
+        let mut request = k::DeleteRecordsRequest::default();
+        request.topics = vec![topic];
+        request.timeout_ms = 1000;
+        let response = client.call(&request, version).await;
+        let seen: Vec<(i16, i64)> = response.topics[0]
+            .partitions
+            .iter()
+            .map(|p| (p.error_code, p.low_watermark))
+            .collect();
+        let out_of_range = ErrorCode::OffsetOutOfRange.code();
+        let missing = ErrorCode::UnknownTopicOrPartition.code();
+        assert_eq!(
+            seen,
+            vec![(0, 7), (0, 50), (out_of_range, -1), (missing, -1)],
+            "{version}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn admin_requests_work_in_every_version() {
     let cluster = Cluster::start(1).await;
     let mut client = cluster.client(0).await;

@@ -16,3 +16,4 @@ mod controllers_down;
 mod durability;
 mod failover;
 mod figures;
+mod log_life;

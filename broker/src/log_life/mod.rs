@@ -1,0 +1,198 @@
+//! The life of the logs of this broker's replicas: retention where it leads, and everywhere sealing
+//! and purging, which every replica does by itself.
+//!
+//! Invariant: nothing is deleted but below a log start offset that the partition's replicas have
+//! agreed on. A group with nothing to do is only looked at: its Raft is not woken.
+
+mod rules;
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use chronik_types::id::RaftGroupId;
+use tokio::sync::mpsc;
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::metrics::BrokerMetrics;
+use crate::replica::state_machine::now_ms;
+use crate::replica::{LogStartError, Replica};
+use crate::replicas::Replicas;
+
+/// How long a new log start may wait for its majority.
+const PROPOSE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Replicas that are looked after at the same time.
+const PARALLEL_MAX: usize = 16;
+
+/// What the worker works with.
+pub struct LogLifeOptions {
+    pub replicas: Replicas,
+    /// Groups that want to be looked after now.
+    pub wanted: mpsc::UnboundedReceiver<RaftGroupId>,
+    /// How often all replicas are looked at.
+    pub check_interval: Duration,
+    pub metrics: BrokerMetrics,
+    pub stop: CancellationToken,
+}
+
+struct Shared {
+    replicas: Replicas,
+    metrics: BrokerMetrics,
+}
+
+/// Runs until the token is cancelled.
+pub async fn run_log_life(options: LogLifeOptions) {
+    let LogLifeOptions {
+        replicas,
+        mut wanted,
+        check_interval,
+        metrics,
+        stop,
+    } = options;
+    let shared = Arc::new(Shared { replicas, metrics });
+    let mut ticks = interval(check_interval);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // The first tick is at once, and nothing is open then.
+    ticks.tick().await;
+    let mut upkeep = Tasks::new(PARALLEL_MAX);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => break,
+            _ = ticks.tick() => {
+                for (group, _) in shared.replicas.all() {
+                    upkeep.add(group);
+                }
+            }
+            group = wanted.recv() => match group {
+                Some(group) => upkeep.add(group),
+                None => break,
+            },
+            Some(ended) = upkeep.running.join_next() => upkeep.ended(ended),
+        }
+        upkeep.start(&shared, |shared, replica| async move {
+            look_after(&shared, &replica).await
+        });
+    }
+    upkeep.running.shutdown().await;
+}
+
+/// Groups that wait for their turn and those that have it.
+struct Tasks {
+    parallel_max: usize,
+    waiting: VecDeque<RaftGroupId>,
+    queued: HashSet<RaftGroupId>,
+    busy: HashSet<RaftGroupId>,
+    running: JoinSet<RaftGroupId>,
+}
+
+impl Tasks {
+    fn new(parallel_max: usize) -> Tasks {
+        Tasks {
+            parallel_max,
+            waiting: VecDeque::new(),
+            queued: HashSet::new(),
+            busy: HashSet::new(),
+            running: JoinSet::new(),
+        }
+    }
+
+    fn add(&mut self, group: RaftGroupId) {
+        if self.queued.insert(group) {
+            self.waiting.push_back(group);
+        }
+    }
+
+    fn ended(&mut self, ended: Result<RaftGroupId, JoinError>) {
+        match ended {
+            Ok(group) => {
+                self.busy.remove(&group);
+            }
+            // Nobody aborts them: it panicked.
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        }
+    }
+
+    /// Starts `work` on those whose turn it is; a group that is being worked on waits for that.
+    fn start<F: Future<Output = ()> + Send + 'static>(
+        &mut self,
+        shared: &Arc<Shared>,
+        work: impl Fn(Arc<Shared>, Arc<Replica>) -> F,
+    ) {
+        let mut later = Vec::new();
+        while self.running.len() < self.parallel_max
+            && let Some(group) = self.waiting.pop_front()
+        {
+            if self.busy.contains(&group) {
+                later.push(group);
+                continue;
+            }
+            self.queued.remove(&group);
+            if let Some(replica) = shared.replicas.get(group) {
+                self.busy.insert(group);
+                let work = work(shared.clone(), replica);
+                self.running.spawn(async move {
+                    work.await;
+                    group
+                });
+            }
+        }
+        self.waiting.extend(later);
+    }
+}
+
+/// Does for one replica what is due.
+async fn look_after(shared: &Shared, replica: &Arc<Replica>) {
+    replica.upkeep_begins();
+    let config = replica.log_config();
+    let log = replica.log();
+    log.set_segment_bytes(config.segment_bytes);
+    if rules::is_roll_due(&log.segments(), &config, now_ms()) {
+        let rolling = log.clone();
+        match tokio::task::spawn_blocking(move || rolling.roll()).await {
+            Ok(Ok(())) | Err(_) => {}
+            Ok(Err(error)) => {
+                let raft_group_id = replica.group_id();
+                warn!(%raft_group_id, %error, "a segment cannot be sealed; tried again");
+            }
+        }
+    }
+    retain(shared, replica).await;
+    let need = rules::purge_need(&log.segments(), &config, log.log_start_offset());
+    let need = need.max(replica.purge_target());
+    if let Some(index) = need
+        && let Err(error) = replica.purge(index).await
+    {
+        let raft_group_id = replica.group_id();
+        debug!(%raft_group_id, %error, "the log is not purged; tried again");
+    }
+}
+
+/// Deletes by age and size, where this replica leads.
+async fn retain(shared: &Shared, replica: &Arc<Replica>) {
+    if !replica.leadership().borrow().ready {
+        return;
+    }
+    let target = rules::retention_target(
+        &replica.log().segments(),
+        &replica.log_config(),
+        now_ms(),
+        replica.log_start_offset(),
+        replica.high_watermark(),
+    );
+    let Some(target) = target else { return };
+    let raft_group_id = replica.group_id();
+    let deadline = Instant::now() + PROPOSE_TIMEOUT;
+    match replica.raise_log_start(Some(target), deadline).await {
+        Ok(log_start_offset) => {
+            shared.metrics.retention_runs.inc();
+            info!(%raft_group_id, %log_start_offset, "old records are deleted by retention");
+        }
+        // Another leader looks after it, or the next round here does.
+        Err(error @ (LogStartError::NotProposed(_) | LogStartError::OutOfRange { .. })) => {
+            debug!(%raft_group_id, %error, "retention is put off");
+        }
+    }
+}

@@ -1,0 +1,312 @@
+//! The life of a log: deletion by hand, by age and by size, on every replica; and a replica that was
+//! away for longer than Raft remembers.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use chronik_tests::cluster::{Cluster, Options};
+use chronik_tests::figures::report;
+use chronik_tests::tools::{kafka_tool, kafka_topics, kcat, run, run_ok};
+use chronik_tests::wait::{holds, wait_for};
+use serde_json::json;
+
+const DEADLINE: Duration = Duration::from_secs(120);
+const BROKERS: [&str; 3] = ["broker-1", "broker-2", "broker-3"];
+const MIB: u64 = 1 << 20;
+
+fn cluster(name: &str, settings: &[(&str, &str)]) -> Cluster {
+    let environment = settings
+        .iter()
+        .map(|(name, value)| (format!("CHRONIK_BROKER_LOG__{name}"), (*value).to_owned()))
+        .collect();
+    Cluster::start_with(
+        name,
+        Options {
+            environment,
+            ..Options::default()
+        },
+    )
+}
+
+/// Folders of the partitions' logs of one broker.
+fn log_folders(cluster: &Cluster, broker: &str) -> Vec<PathBuf> {
+    let partitions = cluster.data_dir().join(broker).join("storage/partitions");
+    let entries = std::fs::read_dir(&partitions);
+    let entries = entries.unwrap_or_else(|error| panic!("{}: {error}", partitions.display()));
+    let path =
+        |entry: std::io::Result<std::fs::DirEntry>| entry.expect("the folder is read").path();
+    entries.map(path).collect()
+}
+
+/// The log files of a folder, in the order of their offsets.
+fn log_files(folder: &Path) -> Vec<PathBuf> {
+    // A folder or file may go while it is looked at.
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let files: BTreeSet<PathBuf> = entries
+        .map(|entry| entry.path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "log"))
+        .collect();
+    files.into_iter().collect()
+}
+
+fn log_bytes(folder: &Path) -> u64 {
+    let sizes = log_files(folder).into_iter().flat_map(std::fs::metadata);
+    sizes.map(|metadata| metadata.len()).sum()
+}
+
+fn all_log_bytes(cluster: &Cluster, broker: &str) -> u64 {
+    let folders = log_folders(cluster, broker);
+    folders.iter().map(|folder| log_bytes(folder)).sum()
+}
+
+/// Writes `count` records of about 1 KiB, numbered from `first`, with acks=all.
+fn write(cluster: &Cluster, topic: &str, first: u64, count: u64) {
+    let filler = "x".repeat(1000);
+    let input: String = (first..first + count)
+        .map(|number| format!("{number:08} {filler}\n"))
+        .collect();
+    let mut produce = kcat(&[
+        "-P",
+        "-b",
+        &cluster.bootstrap(),
+        "-t",
+        topic,
+        "-p",
+        "0",
+        "-X",
+        "acks=all",
+        "-X",
+        "enable.idempotence=true",
+        "-X",
+        "linger.ms=5",
+    ]);
+    run_ok(&mut produce, &input, DEADLINE);
+}
+
+/// Numbers of all records that can be read.
+fn read(cluster: &Cluster, topic: &str) -> Vec<u64> {
+    let mut consume = kcat(&[
+        "-C",
+        "-q",
+        "-e",
+        "-b",
+        &cluster.bootstrap(),
+        "-t",
+        topic,
+        "-p",
+        "0",
+        "-o",
+        "beginning",
+    ]);
+    let output = run_ok(&mut consume, "", DEADLINE);
+    let number = |line: &str| line[..8].parse().expect("a number");
+    output.lines().map(number).collect()
+}
+
+fn earliest(cluster: &Cluster, topic: &str) -> i64 {
+    let query = format!("{topic}:0:-2");
+    let output = run_ok(
+        &mut kcat(&["-Q", "-b", &cluster.bootstrap(), "-t", &query]),
+        "",
+        DEADLINE,
+    );
+    let offset = output.trim().rsplit(' ').next().unwrap_or_default();
+    offset.parse().unwrap_or_else(|_| panic!("{output}"))
+}
+
+/// kill -9 of everything, and all up again.
+fn crash(cluster: &mut Cluster, topic: &str) {
+    cluster.kill_9_everything();
+    cluster.launch();
+    cluster.rest().wait_until_healthy(topic, DEADLINE);
+}
+
+fn delete_records(cluster: &Cluster, topic: &str, offset: i64) -> String {
+    let file = cluster.file("delete.json");
+    let wanted = json!({"version": 1, "partitions": [
+        {"topic": topic, "partition": 0, "offset": offset}]});
+    std::fs::write(&file, wanted.to_string()).expect("the test's folder is writable");
+    let bootstrap = cluster.bootstrap();
+    let path = file.to_string_lossy();
+    let mut command = kafka_tool(
+        "org.apache.kafka.tools.DeleteRecordsCommand",
+        &[
+            "--bootstrap-server",
+            &bootstrap,
+            "--offset-json-file",
+            &path,
+        ],
+    );
+    let finished = run(&mut command, "", DEADLINE);
+    format!("{}{}", finished.stdout, finished.stderr)
+}
+
+#[test]
+fn records_are_deleted_by_kafkas_own_tool_on_every_replica() {
+    let mut cluster = cluster("delete-records", &[]);
+    let rest = cluster.rest();
+    rest.create_topic("trim", 1, 3, json!({}));
+    rest.wait_until_healthy("trim", DEADLINE);
+    write(&cluster, "trim", 0, 100);
+    let told = delete_records(&cluster, "trim", 40);
+    assert!(told.contains("low_watermark: 40"), "{told}");
+    assert_eq!(earliest(&cluster, "trim"), 40);
+    assert_eq!(read(&cluster, "trim"), (40..100).collect::<Vec<_>>());
+    let told = delete_records(&cluster, "trim", 101);
+    assert!(
+        told.to_lowercase().contains("out of range") || told.contains("OffsetOutOfRange"),
+        "{told}"
+    );
+    // What was agreed on is known to whoever leads next, and after a crash of all.
+    let leader = rest.partition("trim", 0).unwrap().leader.unwrap();
+    cluster.kill_9(&format!("broker-{leader}"));
+    assert_eq!(read(&cluster, "trim"), (40..100).collect::<Vec<_>>());
+    crash(&mut cluster, "trim");
+    assert_eq!(earliest(&cluster, "trim"), 40);
+    assert_eq!(read(&cluster, "trim"), (40..100).collect::<Vec<_>>());
+    let told = delete_records(&cluster, "trim", -1);
+    assert!(told.contains("low_watermark: 100"), "{told}");
+    assert_eq!(read(&cluster, "trim"), Vec::<u64>::new());
+    write(&cluster, "trim", 100, 10);
+    assert_eq!(read(&cluster, "trim"), (100..110).collect::<Vec<_>>());
+    cluster.assert_no_panic();
+    cluster.stop();
+}
+
+#[test]
+fn retention_by_size_and_age_frees_the_disks_of_all_replicas() {
+    let settings = [("RETENTION_CHECK_INTERVAL_MS", "500")];
+    let mut cluster = cluster("retention", &settings);
+    let rest = cluster.rest();
+    let configs = json!({"segment.bytes": "1048576", "retention.bytes": "3145728"});
+    rest.create_topic("kept", 1, 3, configs);
+    rest.wait_until_healthy("kept", DEADLINE);
+    write(&cluster, "kept", 0, 16 * 1024);
+    for broker in BROKERS {
+        wait_for(&format!("{broker} to delete"), DEADLINE, || {
+            let bytes = all_log_bytes(&cluster, broker);
+            holds(bytes < 6 * MIB, format!("{bytes} bytes"))
+        });
+    }
+    let start = earliest(&cluster, "kept");
+    assert!(start > 10 * 1024, "{start}");
+    let all: Vec<u64> = (start as u64..16 * 1024).collect();
+    assert_eq!(read(&cluster, "kept"), all);
+    crash(&mut cluster, "kept");
+    assert!(earliest(&cluster, "kept") >= start);
+    // By age, with a config that takes effect without a restart.
+    let bootstrap = cluster.bootstrap();
+    let mut alter = kafka_tool(
+        "kafka.admin.ConfigCommand",
+        &[
+            "--bootstrap-server",
+            &bootstrap,
+            "--alter",
+            "--entity-type",
+            "topics",
+            "--entity-name",
+            "kept",
+            "--add-config",
+            "retention.ms=1000",
+        ],
+    );
+    run_ok(&mut alter, "", DEADLINE);
+    for broker in BROKERS {
+        wait_for(&format!("{broker} to delete all"), DEADLINE, || {
+            let bytes = all_log_bytes(&cluster, broker);
+            holds(bytes == 0, format!("{bytes} bytes"))
+        });
+    }
+    assert_eq!(earliest(&cluster, "kept"), 16 * 1024);
+    cluster.assert_no_panic();
+    cluster.stop();
+}
+
+#[test]
+fn a_deleted_topic_gives_its_disk_back() {
+    let mut cluster = cluster("deleted", &[]);
+    let rest = cluster.rest();
+    rest.create_topic("gone", 1, 3, json!({}));
+    rest.wait_until_healthy("gone", DEADLINE);
+    write(&cluster, "gone", 0, 8 * 1024);
+    for broker in BROKERS {
+        wait_for(&format!("{broker} to write segments"), DEADLINE, || {
+            let bytes = all_log_bytes(&cluster, broker);
+            holds(bytes > 4 * MIB, format!("{bytes} bytes"))
+        });
+    }
+    let bootstrap = cluster.bootstrap();
+    let mut delete = kafka_topics(&bootstrap, &["--delete", "--topic", "gone"]);
+    run_ok(&mut delete, "", DEADLINE);
+    for broker in BROKERS {
+        wait_for(&format!("{broker} to delete"), DEADLINE, || {
+            let left = log_folders(&cluster, broker);
+            holds(left.is_empty(), format!("{left:?}"))
+        });
+    }
+    cluster.assert_no_panic();
+    cluster.stop();
+}
+
+/// `name=value` of the last line of a broker's log that has both `message` and `name`.
+fn last_field(cluster: &Cluster, broker: &str, message: &str, name: &str) -> Option<f64> {
+    let log = std::fs::read_to_string(&cluster.service(broker).log).unwrap_or_default();
+    let line = log.lines().rfind(|line| line.contains(message))?;
+    let value = line.split_once(&format!("{name}="))?.1;
+    value.split_whitespace().next()?.parse().ok()
+}
+
+#[test]
+fn a_replica_that_was_away_for_longer_than_raft_remembers_gets_the_files() {
+    const RECORDS: u64 = 300 * 1024;
+    let settings = [("RAFT_KEEP_BYTES", "16777216")];
+    let mut cluster = cluster("catch-up", &settings);
+    let rest = cluster.rest();
+    let configs = json!({"segment.bytes": "67108864", "min.insync.replicas": "2"});
+    rest.create_topic("away", 1, 3, configs);
+    rest.wait_until_healthy("away", DEADLINE);
+    write(&cluster, "away", 0, 1024);
+    let leader = rest.partition("away", 0).unwrap().leader.unwrap();
+    let follower = BROKERS[usize::from(leader == 1)];
+    cluster.kill_9(follower);
+    for part in 0..10 {
+        write(&cluster, "away", 1024 + part * RECORDS / 10, RECORDS / 10);
+    }
+    let began = Instant::now();
+    cluster.start_service(follower);
+    rest.wait_until_healthy("away", DEADLINE);
+    let seconds = began.elapsed().as_secs_f64();
+    let message = "the copy of the leader's log is in force";
+    let speed = last_field(&cluster, follower, message, "mib_per_second")
+        .expect("it took a copy instead of following Raft");
+    report(&format!(
+        "a replica back after {} MiB: copied at {speed:.0} MiB/s, in sync {seconds:.1} s after its start",
+        RECORDS / 1024
+    ));
+    // Writes go on at it: it is a full replica.
+    write(&cluster, "away", 1024 + RECORDS, 1024);
+    let end = 2048 + RECORDS;
+    cluster.kill_9(&format!("broker-{leader}"));
+    assert_eq!(read(&cluster, "away"), (0..end).collect::<Vec<_>>());
+    cluster.start_service(&format!("broker-{leader}"));
+    rest.wait_until_healthy("away", DEADLINE);
+    cluster.assert_no_panic();
+    cluster.stop();
+    let contents = BROKERS.map(|broker| {
+        let folders = log_folders(&cluster, broker);
+        assert_eq!(folders.len(), 1, "{folders:?}");
+        let files = log_files(&folders[0]);
+        let bytes: Vec<u8> = files
+            .iter()
+            .flat_map(|f| std::fs::read(f).unwrap())
+            .collect();
+        bytes
+    });
+    assert!(
+        contents[0].len() as u64 > RECORDS * 1000,
+        "{}",
+        contents[0].len()
+    );
+    assert!(contents[0] == contents[1] && contents[1] == contents[2]);
+}
