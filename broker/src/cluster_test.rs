@@ -130,7 +130,6 @@ impl Cluster {
             ..Config::default()
         };
         config.storage.wal_file_size_bytes = 4 * 1024 * 1024;
-        config.replication.preferred_leader_delay_ms = 500;
         (self.tune)(&mut config.replication);
         self.brokers.insert(id, TestBroker::start(config));
     }
@@ -550,8 +549,8 @@ async fn a_broker_that_comes_back_disturbs_no_leader() {
     let controller = &serving.controller;
     let mut cluster = Cluster::tuned(folder.path(), &serving, |replication| {
         replication.follower_rest_after_ms = 200;
-        replication.preferred_leader_enable = false;
     });
+    controller.keep_leaders();
     controller.create_topic("t", 6, &BROKERS);
     all_in_sync(controller, "six leaders").await;
     for group in 1..=6 {

@@ -63,10 +63,6 @@ pub struct ReplicationSettings {
     pub campaign_stagger_ms: u64,
     /// A follower that did not reach the log end for this long leaves the ISR.
     pub replica_lag_time_max_ms: u64,
-    /// A preferred leader gets its partitions back so long after it can be reached again.
-    pub preferred_leader_delay_ms: u64,
-    /// Whether leadership goes back to the first replica of the assignment by itself.
-    pub preferred_leader_enable: bool,
     /// How long an orderly stop may take to hand over leadership.
     pub shutdown_transfer_timeout_ms: u64,
     /// The Raft of a follower that nobody used for this long is closed until it is needed; 0: never.
@@ -86,8 +82,6 @@ impl Default for ReplicationSettings {
             election_timeout_max_ms: 3_000,
             campaign_stagger_ms: 150,
             replica_lag_time_max_ms: 10_000,
-            preferred_leader_delay_ms: 3_000,
-            preferred_leader_enable: true,
             shutdown_transfer_timeout_ms: 10_000,
             follower_rest_after_ms: 30_000,
             open_followers_max: 1_000,
@@ -372,8 +366,6 @@ CHRONIK_BROKER_STORAGE__MEMORY_MAX_BYTES. Flags win over the environment, and th
   election-timeout-max-ms   [3000]
   campaign-stagger-ms       each next survivor campaigns so much later [150]
   replica-lag-time-max-ms   a follower behind for so long leaves the ISR [10000]
-  preferred-leader-enable   leadership goes back to the preferred leader by itself [true]
-  preferred-leader-delay-ms so long after it can be reached again [3000]
   shutdown-transfer-timeout-ms  how long an orderly stop may take to hand over leadership [10000]
   follower-rest-after-ms    the Raft of a follower not used for so long is closed until it is
                             needed, which saves its memory; 0: never [30000]

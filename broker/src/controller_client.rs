@@ -188,10 +188,12 @@ impl ControllerClient {
         self.inner.acted_revision.store(revision, Ordering::Relaxed);
     }
 
-    /// Sends reports of partitions led here. An error means that none of them is decided.
+    /// Sends reports of partitions led here, and how far replicas are that are being filled. An
+    /// error means that no report is decided.
     pub async fn report(
         &self,
         reports: Vec<v1::PartitionReport>,
+        progress: Vec<v1::MoveProgress>,
     ) -> Result<Vec<v1::PartitionReportResult>, ReportError> {
         let inner = &self.inner;
         let epoch = (*inner.epoch.borrow()).ok_or(ReportError::NotRegistered)?;
@@ -199,6 +201,7 @@ impl ControllerClient {
             broker_id: inner.registration.broker_id.0,
             broker_epoch: epoch.0,
             reports,
+            progress,
         };
         let response = inner
             .call(|mut client| {

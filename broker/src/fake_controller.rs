@@ -2,13 +2,14 @@
 //! memory, deciding nothing that the tests do not need.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use chronik_proto::v1;
 use chronik_proto::v1::sessions_server::{Sessions, SessionsServer};
 use chronik_proto::v1::watch_server::{Watch, WatchServer};
-use chronik_types::cluster_image::{Broker, ClusterImage, Partition, Topic};
+use chronik_types::cluster_image::{Broker, ClusterImage, Drain, Partition, Topic};
 use chronik_types::epoch::{BrokerEpoch, LeaderEpoch, PartitionEpoch};
 use chronik_types::id::{BrokerId, PartitionIndex, RaftGroupId, ReplicaId, TopicId};
 use futures::stream::{BoxStream, StreamExt};
@@ -24,6 +25,8 @@ use uuid::Uuid;
 pub struct FakeController {
     image: Arc<Mutex<ClusterImage>>,
     revision: watch::Sender<u64>,
+    /// Leaders are not asked to hand over to preferred ones.
+    keeps_leaders: Arc<AtomicBool>,
 }
 
 /// One that serves; stops when dropped.
@@ -48,6 +51,7 @@ impl FakeController {
         let controller = FakeController {
             image: Arc::new(Mutex::new(image)),
             revision: watch::Sender::new(0),
+            keeps_leaders: Arc::default(),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
@@ -111,6 +115,7 @@ impl FakeController {
                     leader: None,
                     leader_epoch: LeaderEpoch(0),
                     partition_epoch: PartitionEpoch(0),
+                    ..Partition::default()
                 }
             });
             let topic = Topic {
@@ -121,6 +126,11 @@ impl FakeController {
             };
             image.put_topic(Arc::new(topic));
         });
+    }
+
+    /// Leadership stays where it is.
+    pub fn keep_leaders(&self) {
+        self.keeps_leaders.store(true, Ordering::Relaxed);
     }
 
     pub fn delete_topic(&self, name: &str) {
@@ -167,7 +177,12 @@ fn fence(image: &mut ClusterImage, broker_id: BrokerId) {
 }
 
 /// Puts one report in force; true: it was accepted.
-fn report(image: &mut ClusterImage, reporter: BrokerId, report: &v1::PartitionReport) -> bool {
+fn report(
+    image: &mut ClusterImage,
+    reporter: BrokerId,
+    report: &v1::PartitionReport,
+    keeps_leaders: bool,
+) -> bool {
     use v1::replica_progress::State;
     let brokers = image.brokers.clone();
     let group = RaftGroupId(report.raft_group_id);
@@ -195,6 +210,11 @@ fn report(image: &mut ClusterImage, reporter: BrokerId, report: &v1::PartitionRe
             .map(|replica| BrokerId(replica.broker_id))
             .filter(|id| brokers.get(id).is_some_and(|broker| !broker.fenced))
             .collect();
+        // Leaders go back to where they should be.
+        let preferred = partition.replicas[0].broker_id;
+        let can_lead =
+            !keeps_leaders && preferred != reporter && partition.isr.contains(&preferred);
+        partition.wanted_leader = can_lead.then_some(preferred);
         partition.partition_epoch.0 += 1;
         return true;
     }
@@ -216,6 +236,7 @@ impl Sessions for FakeController {
                 rpc_address: request.rpc_address,
                 rack: None,
                 fenced: false,
+                drain: Drain::None,
             };
             image.brokers.insert(broker.broker_id, broker);
             image.revision
@@ -251,10 +272,11 @@ impl Sessions for FakeController {
         use v1::partition_report_result::Outcome;
         let request = request.into_inner();
         let reporter = BrokerId(request.broker_id);
+        let keeps_leaders = self.keeps_leaders.load(Ordering::Relaxed);
         let results = self.change(|image| {
             let results = request.reports.iter().map(|one| v1::PartitionReportResult {
                 raft_group_id: one.raft_group_id,
-                outcome: match report(image, reporter, one) {
+                outcome: match report(image, reporter, one, keeps_leaders) {
                     true => Outcome::Accepted.into(),
                     false => Outcome::StalePartitionEpoch.into(),
                 },

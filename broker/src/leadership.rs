@@ -7,7 +7,6 @@
 
 mod campaigns;
 mod driver;
-mod hand_back;
 mod hand_over;
 mod progress;
 mod reporter;
@@ -17,6 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chronik_types::cluster_image::{ClusterImage, Partition};
+use chronik_types::epoch::{LeaderEpoch, PartitionEpoch};
 use chronik_types::id::{BrokerId, PartitionIndex, RaftGroupId, ReplicaId, TopicId};
 
 pub use driver::{DriverOptions, run as run_driver};
@@ -33,6 +33,17 @@ pub struct Assigned {
     pub group: RaftGroupId,
     pub place: Place,
     pub replicas: Vec<ReplicaId>,
+    /// Those of them that shall vote in the end.
+    pub voters: Vec<ReplicaId>,
+    pub moving: Option<Moving>,
+}
+
+/// The image of a partition whose replicas are being moved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moving {
+    pub partition_epoch: PartitionEpoch,
+    pub leader: Option<BrokerId>,
+    pub leader_epoch: LeaderEpoch,
 }
 
 /// Which partition a group is, in the cluster image.
@@ -93,7 +104,7 @@ impl CampaignTiming {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GroupView<'a> {
     pub me: ReplicaId,
-    /// Preferred leader first.
+    /// Those that vote, preferred leader first.
     pub replicas: &'a [ReplicaId],
     pub leader: Option<ReplicaId>,
     pub is_leader: bool,
@@ -212,6 +223,10 @@ pub fn campaign_delay(
     status: LeaderStatus,
     timing: &CampaignTiming,
 ) -> Option<Duration> {
+    if !view.replicas.contains(&view.me) {
+        // It learns, or was dropped: it has no vote.
+        return None;
+    }
     let base = match status {
         LeaderStatus::Me | LeaderStatus::Live => return None,
         LeaderStatus::None | LeaderStatus::Dead | LeaderStatus::Restarted => Duration::ZERO,

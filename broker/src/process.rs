@@ -277,9 +277,6 @@ impl Parts {
         let driver = DriverOptions {
             broker_id: self.broker_id,
             timing: CampaignTiming::new(Duration::from_millis(settings.campaign_stagger_ms)),
-            preferred_leader_delay: settings
-                .preferred_leader_enable
-                .then_some(Duration::from_millis(settings.preferred_leader_delay_ms)),
             step_down_after: settings.raft_timing().election_timeout_max,
             peers: self.peers.clone(),
             replicas: self.replicas.clone(),

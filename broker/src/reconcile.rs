@@ -19,7 +19,7 @@ use tracing::{error, info, warn};
 use uuid::Uuid;
 
 use crate::controller_client::{ClusterView, ControllerClient};
-use crate::leadership::{Assigned, GroupEvent, Place};
+use crate::leadership::{Assigned, GroupEvent, Moving, Place};
 use crate::peers::Peers;
 use crate::replica::{OpenError, PartitionState, Replica, ReplicaOptions, Upkeep};
 use crate::replicas::Replicas;
@@ -38,10 +38,23 @@ pub struct Wanted {
     pub place: Place,
     /// Preferred leader first.
     pub replicas: Vec<ReplicaId>,
+    /// Those that shall vote in the end.
+    pub voters: Vec<ReplicaId>,
+    pub moving: Option<Moving>,
     pub state: PartitionState,
 }
 
 impl Wanted {
+    fn assigned(&self, group: RaftGroupId) -> Assigned {
+        Assigned {
+            group,
+            place: self.place,
+            replicas: self.replicas.clone(),
+            voters: self.voters.clone(),
+            moving: self.moving,
+        }
+    }
+
     /// Whether all replicas were assigned together, so that they are the group's first voters. A
     /// replica that came later waits for its leader instead.
     pub fn is_founder(&self) -> bool {
@@ -168,6 +181,12 @@ impl Assignment {
                     partition: partition.partition,
                 },
                 replicas: partition.replicas.clone(),
+                voters: partition.target_replicas(),
+                moving: partition.active_reassignment().map(|_| Moving {
+                    partition_epoch: partition.partition_epoch,
+                    leader: partition.leader,
+                    leader_epoch: partition.leader_epoch,
+                }),
                 state: PartitionState::new(topic, partition),
             };
             match self.wanted.get_mut(&group) {
@@ -246,7 +265,7 @@ pub struct ReconcileOptions {
 
 struct Running {
     replica_id: ReplicaId,
-    replicas: Vec<ReplicaId>,
+    assigned: Assigned,
     state: watch::Sender<PartitionState>,
 }
 
@@ -351,13 +370,9 @@ impl Reconciler {
             {
                 replica.ask_upkeep();
             }
-            if running.replicas != wanted.replicas {
-                running.replicas.clone_from(&wanted.replicas);
-                let assigned = Assigned {
-                    group: *group,
-                    place: wanted.place,
-                    replicas: wanted.replicas.clone(),
-                };
+            let assigned = wanted.assigned(*group);
+            if running.assigned != assigned {
+                running.assigned.clone_from(&assigned);
                 self.options
                     .groups
                     .send(GroupEvent::Assigned(assigned))
@@ -429,7 +444,7 @@ impl Reconciler {
                     self.on_disk.insert(group);
                     let running = Running {
                         replica_id: wanted.replica_id,
-                        replicas: wanted.replicas,
+                        assigned: wanted.assigned(group),
                         state,
                     };
                     self.running.insert(group, running);
@@ -510,11 +525,7 @@ async fn open_one(
         return Err(error);
     }
     options.replicas.insert(group, replica.clone());
-    let assigned = Assigned {
-        group,
-        place: wanted.place,
-        replicas: wanted.replicas.clone(),
-    };
+    let assigned = wanted.assigned(group);
     options
         .groups
         .send(GroupEvent::Opened(assigned, replica))
@@ -525,7 +536,7 @@ async fn open_one(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use chronik_types::cluster_image::{Broker, Partition};
+    use chronik_types::cluster_image::{Broker, Drain, Partition};
     use chronik_types::epoch::{BrokerEpoch, LeaderEpoch, PartitionEpoch};
     use chronik_types::id::PartitionIndex;
 
@@ -547,6 +558,7 @@ mod tests {
                 leader: None,
                 leader_epoch: LeaderEpoch(0),
                 partition_epoch: PartitionEpoch(0),
+                ..Partition::default()
             })
             .collect();
         let mut image = ClusterImage {
@@ -640,6 +652,7 @@ mod tests {
             rpc_address: "a:1".to_owned(),
             rack: None,
             fenced: false,
+            drain: Drain::None,
         };
         let us = Uuid::from_u128(5);
         let view = |image: &ClusterImage, live| ClusterView {
@@ -668,6 +681,7 @@ mod tests {
                 rpc_address: format!("b:{id}"),
                 rack: None,
                 fenced: false,
+                drain: Drain::None,
             };
             image.brokers.insert(BrokerId(id), broker);
         }

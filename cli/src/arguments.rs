@@ -49,9 +49,12 @@ pub enum AdminCommand {
     /// Gateways: Kafka clients talk to them.
     #[command(subcommand)]
     Gateway(GatewayCommand),
-    /// Topics: list, create, describe, change, delete.
+    /// Topics: list, create, describe, change, move, delete.
     #[command(subcommand)]
     Topic(TopicCommand),
+    /// Partitions: their state, where their replicas are, who leads them.
+    #[command(subcommand)]
+    Partition(PartitionCommand),
 }
 
 /// Where to ask, and how to print. The same for every operators' command.
@@ -88,6 +91,113 @@ pub enum ClusterCommand {
         #[command(flatten)]
         access: Access,
     },
+    /// Give brokers equal numbers of replicas and leaders, as after a broker was added.
+    #[command(group = clap::ArgGroup::new("how").required(true))]
+    Rebalance {
+        #[command(flatten)]
+        access: Access,
+        /// Only show what would be moved.
+        #[arg(long, group = "how")]
+        dry_run: bool,
+        /// Ask for the moves; they go on by themselves.
+        #[arg(long, group = "how")]
+        execute: bool,
+    },
+    /// Show the settings that can be changed while the cluster runs.
+    Settings {
+        #[command(flatten)]
+        access: Access,
+    },
+    /// Change settings of the whole cluster.
+    #[command(group = clap::ArgGroup::new("settings").required(true).multiple(true))]
+    Set {
+        #[command(flatten)]
+        access: Access,
+        /// Partitions whose replicas are moved at the same time.
+        #[arg(long, value_name = "N", group = "settings")]
+        reassignment_parallel_max: Option<u32>,
+        /// Bytes per second that one broker sends to replicas being filled; 0: unlimited.
+        #[arg(long, value_name = "BYTES", group = "settings")]
+        reassignment_bytes_per_second: Option<u64>,
+        /// Whether leadership goes back to preferred leaders by itself.
+        #[arg(long, value_name = "true|false", group = "settings")]
+        leader_balance_enable: Option<bool>,
+    },
+}
+
+/// States of partitions, as the REST API names them.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum PartitionState {
+    /// Fewer in-sync replicas than assigned.
+    UnderReplicated,
+    /// acks=all is refused.
+    UnderMinIsr,
+    /// One more lost replica, and acks=all is refused.
+    AtMinIsr,
+    /// Without a live leader.
+    Offline,
+    /// Replicas are being moved, or wait for that.
+    Reassigning,
+    /// Led by another than the preferred leader.
+    NotPreferredLeader,
+}
+
+impl PartitionState {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::UnderReplicated => "under-replicated",
+            Self::UnderMinIsr => "under-min-isr",
+            Self::AtMinIsr => "at-min-isr",
+            Self::Offline => "offline",
+            Self::Reassigning => "reassigning",
+            Self::NotPreferredLeader => "not-preferred-leader",
+        }
+    }
+}
+
+#[derive(Subcommand)]
+pub enum PartitionCommand {
+    /// List partitions, all or those in a state that needs attention.
+    List {
+        #[command(flatten)]
+        access: Access,
+        #[arg(long)]
+        topic: Option<String>,
+        #[arg(long)]
+        state: Option<PartitionState>,
+    },
+    /// Move replicas to other brokers, preferred leader first. Goes on by itself; see reassignments.
+    Reassign {
+        #[command(flatten)]
+        access: Access,
+        #[arg(required = true, value_name = "TOPIC:PARTITION=BROKER,BROKER,..")]
+        moves: Vec<String>,
+    },
+    /// Show moves of replicas that are not done, and how far they are.
+    Reassignments {
+        #[command(flatten)]
+        access: Access,
+    },
+    /// Cancel moves of replicas: partitions go back to where they were.
+    Cancel {
+        #[command(flatten)]
+        access: Access,
+        /// All moves.
+        #[arg(long)]
+        all: bool,
+        #[arg(value_name = "TOPIC[:PARTITION]")]
+        partitions: Vec<String>,
+    },
+    /// Have preferred leaders lead at once.
+    ElectLeaders {
+        #[command(flatten)]
+        access: Access,
+        /// All partitions that another broker leads.
+        #[arg(long)]
+        all: bool,
+        #[arg(value_name = "TOPIC[:PARTITION]")]
+        partitions: Vec<String>,
+    },
 }
 
 #[derive(Subcommand)]
@@ -108,6 +218,37 @@ pub enum BrokerCommand {
     },
     /// Show one broker.
     Describe {
+        #[command(flatten)]
+        access: Access,
+        /// The broker's id.
+        broker_id: i32,
+    },
+    /// Move leadership away from a broker, or with --decommission all its replicas.
+    Drain {
+        #[command(flatten)]
+        access: Access,
+        /// The broker's id.
+        broker_id: i32,
+        /// Move all replicas away, so that the broker can leave the cluster.
+        #[arg(long)]
+        decommission: bool,
+    },
+    /// Show what a drain has still to move.
+    DrainStatus {
+        #[command(flatten)]
+        access: Access,
+        /// The broker's id.
+        broker_id: i32,
+    },
+    /// End a drain: the broker may lead and hold replicas again; moves that are not done go back.
+    Undrain {
+        #[command(flatten)]
+        access: Access,
+        /// The broker's id.
+        broker_id: i32,
+    },
+    /// Remove a broker from the cluster that is stopped and holds nothing.
+    Unregister {
         #[command(flatten)]
         access: Access,
         /// The broker's id.
@@ -149,11 +290,43 @@ pub enum TopicCommand {
         #[arg(long = "config", value_name = "KEY=VALUE", value_parser = key_value)]
         configs: Vec<(String, String)>,
     },
-    /// Show a topic: configs, and leader, replicas and ISR of each partition.
+    /// Show a topic: configs, and leader, replicas and ISR of each partition. With a state: the
+    /// partitions of all topics, or of one, that are in it.
+    #[command(group = clap::ArgGroup::new("state"))]
     Describe {
         #[command(flatten)]
         access: Access,
+        #[arg(required_unless_present = "state")]
+        name: Option<String>,
+        /// Fewer in-sync replicas than assigned.
+        #[arg(long, group = "state")]
+        under_replicated_partitions: bool,
+        /// Fewer in-sync replicas than min.insync.replicas.
+        #[arg(long, group = "state")]
+        under_min_isr_partitions: bool,
+        /// Just as many in-sync replicas as min.insync.replicas.
+        #[arg(long, group = "state")]
+        at_min_isr_partitions: bool,
+        /// Without a live leader.
+        #[arg(long, group = "state")]
+        unavailable_partitions: bool,
+    },
+    /// Move all replicas of a topic onto the named brokers, spread evenly.
+    Reassign {
+        #[command(flatten)]
+        access: Access,
         name: String,
+        /// Brokers that shall hold the topic.
+        #[arg(
+            long,
+            value_name = "BROKER,BROKER,..",
+            value_delimiter = ',',
+            required = true
+        )]
+        brokers: Vec<i32>,
+        /// Copies of each partition; as many as now where not given.
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+        replication_factor: Option<u16>,
     },
     /// Change configs of a topic.
     #[command(group = clap::ArgGroup::new("changes").required(true).multiple(true))]
@@ -239,6 +412,14 @@ mod tests {
             "chronik topic add-partitions t",
             "chronik topic list --output xml",
             "chronik broker describe one",
+            "chronik topic describe",
+            "chronik topic describe --under-replicated-partitions --unavailable-partitions",
+            "chronik topic reassign t",
+            "chronik partition reassign",
+            "chronik partition list --state fine",
+            "chronik cluster rebalance",
+            "chronik cluster rebalance --dry-run --execute",
+            "chronik cluster set",
             "chronik dev --controllers 2",
             "chronik dev --brokers 0",
         ] {

@@ -5,9 +5,11 @@
 
 use std::collections::BTreeMap;
 
-use chronik_types::cluster_image::{Controller, Gateway};
+use chronik_types::cluster_image::{
+    ClusterSettings, Controller, Drain, Gateway, ReassignmentCause,
+};
 use chronik_types::epoch::{BrokerEpoch, LeaderEpoch, PartitionEpoch};
-use chronik_types::id::{BrokerId, ControllerId, PartitionIndex, RaftGroupId, TopicId};
+use chronik_types::id::{BrokerId, ControllerId, PartitionIndex, RaftGroupId, ReplicaId, TopicId};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -43,6 +45,28 @@ pub enum Command {
         count: u32,
     },
     ReportPartitions(ReportPartitions),
+    /// Moves of replicas to ask for, to change or to cancel.
+    AlterReassignments {
+        changes: Vec<ReassignmentChange>,
+    },
+    /// Moves whose turn it is.
+    ActivateReassignments {
+        partitions: Vec<PartitionAt>,
+    },
+    /// Partitions whose leaders shall hand over.
+    SetWantedLeaders {
+        leaders: Vec<WantedLeader>,
+    },
+    SetBrokerDrain {
+        broker_id: BrokerId,
+        drain: Drain,
+    },
+    UnregisterBroker {
+        broker_id: BrokerId,
+    },
+    SetClusterSettings {
+        settings: ClusterSettings,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -118,6 +142,35 @@ pub struct PartitionReport {
     pub partition_epoch: PartitionEpoch,
     /// Brokers whose replica is caught up.
     pub caught_up: Vec<BrokerId>,
+    /// The Raft group's voters, where the leader has brought them to what is wanted in
+    /// `partition_epoch`; else none.
+    #[serde(default)]
+    pub voters: Vec<ReplicaId>,
+}
+
+/// A partition as somebody knew it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartitionAt {
+    pub topic_id: TopicId,
+    pub partition: PartitionIndex,
+    pub partition_epoch: PartitionEpoch,
+}
+
+/// A move of one partition's replicas.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReassignmentChange {
+    pub topic_id: TopicId,
+    pub partition: PartitionIndex,
+    /// Who shall hold the partition, preferred leader first. None: back to where it was.
+    pub target: Option<Vec<BrokerId>>,
+    pub cause: ReassignmentCause,
+}
+
+/// The leader that a partition shall have; none: it may keep the one it has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WantedLeader {
+    pub at: PartitionAt,
+    pub leader: Option<BrokerId>,
 }
 
 /// What applying a command answers. Not replicated: only the proposer needs it.
@@ -137,6 +190,39 @@ pub enum Outcome {
     Reported(Vec<ReportOutcome>),
     /// The broker epoch is not the current one, or the broker is fenced.
     Fenced,
+    /// One per partition of the command, in order.
+    Reassigned(Vec<Result<(), ReassignmentRefusal>>),
+    /// Of a command about one broker.
+    Broker(Result<(), BrokerRefusal>),
+}
+
+/// Why a partition's replicas are not moved, although the leader had found nothing wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ReassignmentRefusal {
+    #[error("there is no such partition")]
+    UnknownPartition,
+    #[error("broker {0} is not registered")]
+    UnknownBroker(BrokerId),
+    #[error("a partition needs at least one replica, and no broker twice")]
+    InvalidTarget,
+    #[error("no move of the partition is under way")]
+    NoneInProgress,
+    #[error("the partition has had no leader yet")]
+    NeverLed,
+}
+
+/// Why a broker is not drained or unregistered.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BrokerRefusal {
+    #[error("broker {0} is not registered")]
+    Unknown(BrokerId),
+    #[error("broker {0} is not fenced: stop it first")]
+    Active(BrokerId),
+    #[error("broker {broker_id} still holds {replica_count} replicas: drain it first")]
+    HoldsReplicas {
+        broker_id: BrokerId,
+        replica_count: usize,
+    },
 }
 
 /// Why a topic was not changed, although the leader had found nothing wrong.

@@ -95,6 +95,8 @@ pub struct Config {
     pub session_timeout_ms: u32,
     /// How often brokers and gateways send a heartbeat.
     pub session_heartbeat_interval_ms: u32,
+    /// A preferred leader gets its partitions back so long after its broker has registered.
+    pub leader_balance_delay_ms: u64,
     /// How long a request waits for a leader before it fails with UNAVAILABLE.
     pub leader_wait_ms: u64,
     /// How long a change waits for a majority before its outcome is called unknown.
@@ -121,6 +123,7 @@ impl Default for Config {
             cluster_id: String::new(),
             session_timeout_ms: 3000,
             session_heartbeat_interval_ms: 500,
+            leader_balance_delay_ms: 3000,
             leader_wait_ms: 4000,
             write_timeout_ms: 5000,
             partitions_per_request_max: 100_000,
@@ -193,6 +196,10 @@ impl Config {
 
     pub fn write_timeout(&self) -> Duration {
         Duration::from_millis(self.write_timeout_ms)
+    }
+
+    pub fn leader_balance_delay(&self) -> Duration {
+        Duration::from_millis(self.leader_balance_delay_ms)
     }
 
     pub fn session_timeout(&self) -> Duration {
@@ -295,6 +302,8 @@ CHRONIK_CONTROLLER_RAFT__HEARTBEAT_INTERVAL_MS is heartbeat-interval-ms of [raft
   cluster-id                     name of a new cluster [made up by the first leader]
   session-timeout-ms             a broker or gateway silent for this long is fenced [3000]
   session-heartbeat-interval-ms  how often brokers and gateways send a heartbeat [500]
+  leader-balance-delay-ms        a preferred leader gets its partitions back so long after its
+                                 broker has registered [3000]
   leader-wait-ms                 how long a request waits for a leader [4000]
   write-timeout-ms               how long a change waits for a majority [5000]
   partitions-per-request-max     most partitions that one request may create [100000]

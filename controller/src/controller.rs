@@ -20,6 +20,7 @@ use crate::config::Config;
 use crate::image_feed::ImageFeed;
 use crate::liveness::Liveness;
 use crate::metrics::Metrics;
+use crate::moves::Moves;
 use crate::peers::Peers;
 use crate::raft::{ProposeError, RaftNode};
 use crate::rpc::error;
@@ -54,6 +55,7 @@ struct Inner {
     feed: ImageFeed,
     peers: Peers,
     liveness: Mutex<Liveness>,
+    moves: Mutex<Moves>,
     role: watch::Sender<Role>,
     metrics: Metrics,
 }
@@ -86,6 +88,7 @@ impl Controller {
             feed,
             peers,
             liveness,
+            moves: Mutex::default(),
             role,
             metrics,
         };
@@ -121,6 +124,13 @@ impl Controller {
     pub fn liveness(&self) -> MutexGuard<'_, Liveness> {
         self.inner
             .liveness
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn moves(&self) -> MutexGuard<'_, Moves> {
+        self.inner
+            .moves
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }

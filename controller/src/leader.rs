@@ -13,6 +13,7 @@ use crate::command::{BecomeLeader, Command};
 use crate::controller::{Controller, Role};
 use crate::liveness::Expired;
 use crate::raft::Leadership;
+use crate::rebalancer;
 
 /// Between two attempts to take over: right after an election the lease may not be there yet.
 const TAKE_OVER_RETRY: Duration = Duration::from_millis(20);
@@ -75,6 +76,11 @@ async fn lead(controller: &Controller, term: Option<u64>) {
     controller.liveness().reset(&image, Instant::now());
     set_role(controller, Role::Leader);
     tracing::info!(term, cluster_id = image.cluster_id, "leads the controllers");
+    tokio::join!(watch_sessions(controller), rebalancer::run(controller));
+}
+
+/// Ends sessions whose time is over, for ever.
+async fn watch_sessions(controller: &Controller) {
     loop {
         let check = controller.liveness().next_check(Instant::now());
         tokio::time::sleep_until(check.into()).await;

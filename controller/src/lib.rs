@@ -11,7 +11,9 @@ pub mod state;
 
 pub mod apply;
 pub mod liveness;
+pub mod moves;
 pub mod placement;
+pub mod rebalance;
 
 pub mod db;
 pub mod image_feed;
@@ -20,6 +22,7 @@ pub mod raft;
 pub mod controller;
 pub mod leader;
 mod peers;
+pub mod rebalancer;
 
 pub mod admin;
 pub mod metrics;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use chronik_types::cluster_image::ClusterImage;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -10,8 +11,9 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 use crate::command::Outcome;
-use crate::controller::{Controller, Role};
+use crate::controller::{Controller, Role, now};
 use crate::raft::ProposeError;
+use crate::rest::{PartitionState, is_partition_in};
 
 /// Commands proposed by this controller; `result`: applied, not_leader, unknown, failed.
 pub const COMMANDS: &str = "chronik_controller_commands";
@@ -29,8 +31,13 @@ pub const REVISION: &str = "chronik_controller_image_revision";
 pub const BROKERS: &str = "chronik_controller_brokers";
 pub const GATEWAYS: &str = "chronik_controller_gateways";
 pub const TOPICS: &str = "chronik_controller_topics";
-/// Partitions by `state`: led, leaderless.
+/// Partitions by `state`: led, leaderless, and those that need attention: under_replicated,
+/// under_min_isr, at_min_isr, offline, reassigning, not_preferred_leader.
 pub const PARTITIONS: &str = "chronik_controller_partitions";
+/// Moves of replicas by `state`: active, waiting.
+pub const REASSIGNMENTS: &str = "chronik_controller_reassignments";
+/// Entries that the replicas being filled lack, all together; known to the leader only.
+pub const REASSIGNMENT_LAG: &str = "chronik_controller_reassignment_lag_entries";
 pub const RAFT_TERM: &str = "chronik_controller_raft_term";
 /// Raft log positions; `position`: last, applied, snapshot, purged.
 pub const RAFT_LOG_INDEX: &str = "chronik_controller_raft_log_index";
@@ -70,6 +77,8 @@ pub struct Metrics {
     gateways: NumberGauge,
     topics: NumberGauge,
     partitions: Family<StateLabel, NumberGauge>,
+    reassignments: Family<StateLabel, NumberGauge>,
+    reassignment_lag: NumberGauge,
     raft_term: NumberGauge,
     raft_log_index: Family<PositionLabel, NumberGauge>,
 }
@@ -101,6 +110,16 @@ impl Metrics {
         registry.register(GATEWAYS, "Registered gateways", metrics.gateways.clone());
         registry.register(TOPICS, "Topics", metrics.topics.clone());
         registry.register(PARTITIONS, "Partitions", metrics.partitions.clone());
+        registry.register(
+            REASSIGNMENTS,
+            "Moves of replicas",
+            metrics.reassignments.clone(),
+        );
+        registry.register(
+            REASSIGNMENT_LAG,
+            "Entries that replicas being filled lack",
+            metrics.reassignment_lag.clone(),
+        );
         registry.register(RAFT_TERM, "Raft term", metrics.raft_term.clone());
         registry.register(RAFT_LOG_INDEX, "Raft log", metrics.raft_log_index.clone());
         (metrics, Arc::new(registry))
@@ -161,6 +180,9 @@ impl Metrics {
                 state: "leaderless",
             })
             .set(all - led);
+        self.observe_attention(&image);
+        self.reassignment_lag
+            .set(controller.moves().total_lag(now()));
         let raft = controller.node().status();
         self.raft_term.set(raft.term);
         for (position, index) in [
@@ -172,6 +194,34 @@ impl Metrics {
             self.raft_log_index
                 .get_or_create(&PositionLabel { position })
                 .set(index);
+        }
+    }
+
+    /// Partitions that need attention, as `GET /v1/partitions` lists them.
+    fn observe_attention(&self, image: &ClusterImage) {
+        for (label, state) in [
+            ("under_replicated", PartitionState::UnderReplicated),
+            ("under_min_isr", PartitionState::UnderMinIsr),
+            ("at_min_isr", PartitionState::AtMinIsr),
+            ("offline", PartitionState::Offline),
+            ("reassigning", PartitionState::Reassigning),
+            ("not_preferred_leader", PartitionState::NotPreferredLeader),
+        ] {
+            let topics = image.topics.values();
+            let partitions = topics.flat_map(|t| t.partitions.iter().map(move |p| (t, p)));
+            let found = partitions.filter(|(t, p)| is_partition_in(image, t, p, state));
+            self.partitions
+                .get_or_create(&StateLabel { state: label })
+                .set(found.count() as u64);
+        }
+        let partitions = image.topics.values().flat_map(|topic| &topic.partitions);
+        let moving = partitions.filter(|p| p.reassignment.is_some());
+        let (active, waiting): (Vec<_>, Vec<_>) =
+            moving.partition(|p| p.active_reassignment().is_some());
+        for (state, count) in [("active", active.len()), ("waiting", waiting.len())] {
+            self.reassignments
+                .get_or_create(&StateLabel { state })
+                .set(count as u64);
         }
     }
 }

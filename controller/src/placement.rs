@@ -2,11 +2,12 @@
 //!
 //! Invariant: the replicas of a partition are on different brokers, and on as many racks as there
 //! are. New leaders differ by at most one between live brokers that could all lead. Fenced brokers
-//! are taken only where the live ones do not suffice, and never preferred as leaders.
+//! and those being drained are taken only where the others do not suffice, and never preferred as
+//! leaders.
 
 use std::collections::BTreeMap;
 
-use chronik_types::cluster_image::ClusterImage;
+use chronik_types::cluster_image::{ClusterImage, Drain};
 use chronik_types::id::BrokerId;
 
 /// A broker that replicas may be put on.
@@ -15,6 +16,8 @@ pub struct Candidate {
     pub broker_id: BrokerId,
     pub rack: Option<String>,
     pub fenced: bool,
+    /// An operator wants it free of leaders or replicas.
+    pub drained: bool,
     /// What it has already.
     pub leader_count: usize,
     pub replica_count: usize,
@@ -59,6 +62,7 @@ pub fn candidates(image: &ClusterImage) -> Vec<Candidate> {
                 broker_id: broker.broker_id,
                 rack: broker.rack.clone(),
                 fenced: broker.fenced,
+                drained: broker.drain != Drain::None,
                 leader_count,
                 replica_count,
             }
@@ -102,7 +106,7 @@ pub fn place(
             let candidate = &candidates[index];
             let (leaders, replicas) = placed[index];
             (
-                candidate.fenced,
+                (candidate.fenced, candidate.drained),
                 leaders,
                 candidate.leader_count,
                 replicas,
@@ -125,7 +129,8 @@ pub fn place(
                         0
                     };
                     let replicas = (placed[index].1, candidate.replica_count);
-                    (candidate.fenced, rack_mates, replicas, order(index))
+                    let avoided = (candidate.fenced, candidate.drained);
+                    (avoided, rack_mates, replicas, order(index))
                 });
             let Some(next) = next else { break };
             chosen.push(next);
@@ -160,6 +165,7 @@ mod tests {
                 broker_id: BrokerId(i32::try_from(index).unwrap()),
                 rack: (racks > 0).then(|| format!("rack{}", index % racks)),
                 fenced: false,
+                drained: false,
                 leader_count: 0,
                 replica_count: 0,
             })

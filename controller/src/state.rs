@@ -7,7 +7,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use chronik_types::cluster_image::{Broker, ClusterImage, Controller, Gateway, ImageChange, Topic};
+use chronik_types::cluster_image::{
+    Broker, ClusterImage, ClusterSettings, Controller, Gateway, ImageChange, Topic,
+};
 use chronik_types::id::{BrokerId, ControllerId, RaftGroupId};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -15,7 +17,7 @@ use uuid::Uuid;
 use crate::command::PartitionKey;
 
 /// Version of the tables and of `StateDump`; a snapshot of a higher one is refused.
-pub const SCHEMA_VERSION: u32 = 1;
+pub const SCHEMA_VERSION: u32 = 2;
 
 /// All metadata at one point of the log. Owned by the Raft state machine.
 #[derive(Debug, Clone)]
@@ -65,6 +67,9 @@ pub struct StateDump {
     pub brokers: Vec<BrokerRow>,
     pub gateways: Vec<Gateway>,
     pub topics: Vec<Arc<Topic>>,
+    /// Since schema version 2.
+    #[serde(default)]
+    pub settings: ClusterSettings,
 }
 
 /// A broker and what only controllers know of it.
@@ -95,6 +100,7 @@ impl From<&State> for StateDump {
                 .collect(),
             gateways: image.gateways.values().cloned().collect(),
             topics,
+            settings: image.settings.clone(),
         }
     }
 }
@@ -127,6 +133,7 @@ impl From<StateDump> for State {
             brokers: dump.brokers.into_iter().map(|row| row.broker).collect(),
             gateways: dump.gateways,
             topics: dump.topics,
+            settings: Some(dump.settings),
             ..Default::default()
         });
         Self {

@@ -10,8 +10,8 @@ mod watch_image;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use chronik_proto::v1;
 use chronik_proto::v1::admin_client::AdminClient;
+use chronik_proto::{MESSAGE_SIZE_MAX, v1};
 use tokio::time::{Instant, sleep, timeout_at};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -22,6 +22,8 @@ use crate::rpc_channel;
 pub use session::hold_session;
 pub use watch_image::{keep_image_on_disk, watch_image};
 
+/// How long a change without a timeout of its own may take.
+const ADMIN_WAIT: Duration = Duration::from_secs(10);
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_millis(1000);
 /// A registration or heartbeat that takes longer is tried at another controller.
@@ -87,9 +89,58 @@ impl ControllerClient {
         &self,
         request: v1::AlterTopicConfigsRequest,
     ) -> Result<v1::TopicResults, CallError> {
-        self.call(Duration::from_secs(10), |channel| {
+        self.call(ADMIN_WAIT, |channel| {
             let request = request.clone();
             async move { AdminClient::new(channel).alter_topic_configs(request).await }
+        })
+        .await
+    }
+
+    pub async fn alter_reassignments(
+        &self,
+        request: v1::AlterReassignmentsRequest,
+    ) -> Result<v1::PartitionResults, CallError> {
+        self.call(ADMIN_WAIT, |channel| {
+            let request = request.clone();
+            async move { AdminClient::new(channel).alter_reassignments(request).await }
+        })
+        .await
+    }
+
+    pub async fn list_reassignments(
+        &self,
+        request: v1::ListReassignmentsRequest,
+    ) -> Result<v1::ListReassignmentsResponse, CallError> {
+        self.call(ADMIN_WAIT, |channel| {
+            let request = request.clone();
+            async move {
+                AdminClient::new(channel)
+                    .max_decoding_message_size(MESSAGE_SIZE_MAX)
+                    .list_reassignments(request)
+                    .await
+            }
+        })
+        .await
+    }
+
+    pub async fn elect_leaders(
+        &self,
+        request: v1::ElectLeadersRequest,
+    ) -> Result<v1::PartitionResults, CallError> {
+        let wait = admin_wait(request.timeout_ms);
+        self.call(wait, |channel| {
+            let request = request.clone();
+            async move { AdminClient::new(channel).elect_leaders(request).await }
+        })
+        .await
+    }
+
+    pub async fn unregister_broker(
+        &self,
+        request: v1::UnregisterBrokerRequest,
+    ) -> Result<v1::BrokerResult, CallError> {
+        self.call(ADMIN_WAIT, |channel| async move {
+            AdminClient::new(channel).unregister_broker(request).await
         })
         .await
     }

@@ -83,8 +83,13 @@ pub fn other(api: Api, context: Context, body: Bytes) -> BoxFuture<'static, Repl
         Api::OffsetForLeaderEpoch => answer!(offset_for_leader_epoch),
         Api::DescribeConfigs => answer!(describe_configs),
         Api::CreatePartitions => answer!(create_partitions),
+        Api::DescribeLogDirs => answer!(describe_log_dirs),
+        Api::ElectLeaders => answer!(elect_leaders),
         Api::IncrementalAlterConfigs => answer!(incremental_alter_configs),
+        Api::AlterPartitionReassignments => answer!(alter_partition_reassignments),
+        Api::ListPartitionReassignments => answer!(list_partition_reassignments),
         Api::DescribeCluster => answer!(describe_cluster),
+        Api::UnregisterBroker => answer!(unregister_broker),
     }
 }
 
@@ -168,6 +173,11 @@ fn unsupported(api: Api, context: &Context) -> Reply {
         Api::ListGroups => refuse!(ListGroupsResponse),
         Api::InitProducerId => refuse!(InitProducerIdResponse),
         Api::DescribeCluster => refuse!(DescribeClusterResponse),
+        Api::DescribeLogDirs if version >= 3 => refuse!(DescribeLogDirsResponse),
+        Api::ElectLeaders if version >= 1 => refuse!(ElectLeadersResponse),
+        Api::AlterPartitionReassignments => refuse!(AlterPartitionReassignmentsResponse),
+        Api::ListPartitionReassignments => refuse!(ListPartitionReassignmentsResponse),
+        Api::UnregisterBroker => refuse!(UnregisterBrokerResponse),
         Api::Produce
         | Api::Fetch
         | Api::ListOffsets
@@ -182,6 +192,8 @@ fn unsupported(api: Api, context: &Context) -> Reply {
         | Api::OffsetForLeaderEpoch
         | Api::DescribeConfigs
         | Api::CreatePartitions
+        | Api::DescribeLogDirs
+        | Api::ElectLeaders
         | Api::IncrementalAlterConfigs => Reply::Malformed(Malformed::UnsupportedVersion {
             api: api.name(),
             version: context.version,

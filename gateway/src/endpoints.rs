@@ -141,6 +141,7 @@ mod tests {
                     rpc_address: String::new(),
                     rack: rack.map(str::to_owned),
                     fenced: false,
+                    drain: Default::default(),
                 },
             );
         }

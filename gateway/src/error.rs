@@ -54,10 +54,14 @@ pub enum ErrorCode {
     FencedLeaderEpoch = 74,
     UnknownLeaderEpoch = 75,
     MemberIdRequired = 79,
+    PreferredLeaderNotAvailable = 80,
     GroupMaxSizeReached = 81,
     FencedInstanceId = 82,
+    ElectionNotNeeded = 84,
+    NoReassignmentInProgress = 85,
     InvalidRecord = 87,
     UnknownTopicId = 100,
+    BrokerIdNotRegistered = 102,
     StaleMemberEpoch = 113,
     UnsupportedEndpointType = 115,
 }
@@ -193,7 +197,16 @@ pub fn admin_error(error: AdminError) -> ErrorCode {
         AdminError::InvalidReplicaAssignment => ErrorCode::InvalidReplicaAssignment,
         AdminError::InvalidConfig => ErrorCode::InvalidConfig,
         AdminError::TimedOut => ErrorCode::RequestTimedOut,
-        AdminError::DuplicateInRequest => ErrorCode::InvalidRequest,
+        AdminError::UnknownPartition => ErrorCode::UnknownTopicOrPartition,
+        AdminError::NoReassignmentInProgress => ErrorCode::NoReassignmentInProgress,
+        AdminError::LeaderNotAvailable => ErrorCode::LeaderNotAvailable,
+        AdminError::PreferredLeaderNotAvailable => ErrorCode::PreferredLeaderNotAvailable,
+        AdminError::ElectionNotNeeded => ErrorCode::ElectionNotNeeded,
+        AdminError::UnknownBroker => ErrorCode::BrokerIdNotRegistered,
+        AdminError::DuplicateInRequest
+        | AdminError::UncleanElectionUnsupported
+        | AdminError::BrokerNeeded
+        | AdminError::Changed => ErrorCode::InvalidRequest,
     }
 }
 

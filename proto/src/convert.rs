@@ -82,6 +82,7 @@ impl From<&image::Broker> for v1::Broker {
             rpc_address: broker.rpc_address.clone(),
             rack: broker.rack.clone(),
             fenced: broker.fenced,
+            drain: v1::Drain::from(broker.drain).into(),
         }
     }
 }
@@ -94,10 +95,85 @@ impl TryFrom<v1::Broker> for image::Broker {
             broker_id: BrokerId(broker.broker_id),
             incarnation_id: uuid("incarnation_id", &broker.incarnation_id)?,
             broker_epoch: BrokerEpoch(broker.broker_epoch),
+            drain: broker.drain().into(),
             rpc_address: broker.rpc_address,
             rack: broker.rack,
             fenced: broker.fenced,
         })
+    }
+}
+
+impl From<image::Drain> for v1::Drain {
+    fn from(drain: image::Drain) -> Self {
+        match drain {
+            image::Drain::None => Self::None,
+            image::Drain::Leaders => Self::Leaders,
+            image::Drain::Replicas => Self::Replicas,
+        }
+    }
+}
+
+impl From<v1::Drain> for image::Drain {
+    fn from(drain: v1::Drain) -> Self {
+        match drain {
+            v1::Drain::None => Self::None,
+            v1::Drain::Leaders => Self::Leaders,
+            v1::Drain::Replicas => Self::Replicas,
+        }
+    }
+}
+
+impl From<&image::ClusterSettings> for v1::ClusterSettings {
+    fn from(settings: &image::ClusterSettings) -> Self {
+        Self {
+            reassignment_parallel_max: settings.reassignment_parallel_max,
+            reassignment_bytes_per_second: settings.reassignment_bytes_per_second,
+            leader_balance_enable: settings.leader_balance_enable,
+        }
+    }
+}
+
+impl From<v1::ClusterSettings> for image::ClusterSettings {
+    fn from(settings: v1::ClusterSettings) -> Self {
+        Self {
+            reassignment_parallel_max: settings.reassignment_parallel_max,
+            reassignment_bytes_per_second: settings.reassignment_bytes_per_second,
+            leader_balance_enable: settings.leader_balance_enable,
+        }
+    }
+}
+
+impl From<&image::Reassignment> for v1::Reassignment {
+    fn from(moving: &image::Reassignment) -> Self {
+        use v1::reassignment::Cause;
+        let cause = match moving.cause {
+            image::ReassignmentCause::Request => Cause::Request,
+            image::ReassignmentCause::Drain => Cause::Drain,
+            image::ReassignmentCause::Balance => Cause::Balance,
+        };
+        Self {
+            target: moving.target.iter().map(|id| id.0).collect(),
+            original: moving.original.iter().map(|id| id.0).collect(),
+            active: moving.active,
+            cause: cause.into(),
+        }
+    }
+}
+
+impl From<v1::Reassignment> for image::Reassignment {
+    fn from(moving: v1::Reassignment) -> Self {
+        use v1::reassignment::Cause;
+        let cause = match moving.cause() {
+            Cause::Request => image::ReassignmentCause::Request,
+            Cause::Drain => image::ReassignmentCause::Drain,
+            Cause::Balance => image::ReassignmentCause::Balance,
+        };
+        Self {
+            target: moving.target.into_iter().map(BrokerId).collect(),
+            original: moving.original.into_iter().map(BrokerId).collect(),
+            active: moving.active,
+            cause,
+        }
     }
 }
 
@@ -157,6 +233,8 @@ impl From<&image::Partition> for v1::Partition {
             leader: partition.leader.map(|id| id.0),
             leader_epoch: partition.leader_epoch.0,
             partition_epoch: partition.partition_epoch.0,
+            reassignment: partition.reassignment.as_deref().map(Into::into),
+            wanted_leader: partition.wanted_leader.map(|id| id.0),
         }
     }
 }
@@ -171,6 +249,8 @@ impl From<v1::Partition> for image::Partition {
             leader: partition.leader.map(BrokerId),
             leader_epoch: LeaderEpoch(partition.leader_epoch),
             partition_epoch: PartitionEpoch(partition.partition_epoch),
+            reassignment: partition.reassignment.map(|moving| Box::new(moving.into())),
+            wanted_leader: partition.wanted_leader.map(BrokerId),
         }
     }
 }
@@ -213,6 +293,7 @@ impl From<&image::ClusterImage> for v1::ClusterImage {
                 .values()
                 .map(|topic| (&**topic).into())
                 .collect(),
+            settings: Some((&image.settings).into()),
         }
     }
 }
@@ -235,6 +316,7 @@ impl TryFrom<v1::ClusterImage> for image::ClusterImage {
             brokers: try_all(wire.brokers)?,
             gateways: try_all(wire.gateways)?,
             topics: topics.into_iter().map(Arc::new).collect(),
+            settings: wire.settings.map(Into::into),
             ..Default::default()
         });
         Ok(image)
@@ -273,6 +355,7 @@ impl From<&image::ImageChange> for v1::ImageChange {
                     partition: Some(partition.into()),
                 })
                 .collect(),
+            settings: change.settings.as_ref().map(Into::into),
         }
     }
 }
@@ -310,6 +393,7 @@ impl TryFrom<v1::ImageChange> for image::ImageChange {
                 .into_iter()
                 .map(partition)
                 .collect::<Result<_, _>>()?,
+            settings: wire.settings.map(Into::into),
         })
     }
 }
@@ -341,6 +425,13 @@ mod tests {
             leader: Some(BrokerId(1)),
             leader_epoch: LeaderEpoch(3),
             partition_epoch: PartitionEpoch(5),
+            reassignment: Some(Box::new(image::Reassignment {
+                target: vec![BrokerId(2)],
+                original: vec![BrokerId(1)],
+                active: true,
+                cause: image::ReassignmentCause::Drain,
+            })),
+            wanted_leader: Some(BrokerId(2)),
         };
         image.apply(image::ImageChange {
             revision: 7,
@@ -357,6 +448,7 @@ mod tests {
                 rpc_address: "b:1".to_owned(),
                 rack: Some("r".to_owned()),
                 fenced: true,
+                drain: image::Drain::Replicas,
             }],
             gateways: vec![image::Gateway {
                 gateway_id: "g".to_owned(),
@@ -373,6 +465,11 @@ mod tests {
                 configs: [("retention.ms".to_owned(), "1".to_owned())].into(),
                 partitions: vec![partition],
             })],
+            settings: Some(image::ClusterSettings {
+                reassignment_parallel_max: 3,
+                reassignment_bytes_per_second: Some(4),
+                leader_balance_enable: false,
+            }),
             ..Default::default()
         });
         image
@@ -399,6 +496,7 @@ mod tests {
             removed_topics: vec![TopicId(Uuid::from_u128(3))],
             topics: vec![topic.clone()],
             partitions: vec![(topic.topic_id, topic.partitions[0].clone())],
+            settings: Some(image::ClusterSettings::default()),
             ..Default::default()
         };
         assert_eq!(

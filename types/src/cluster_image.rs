@@ -34,6 +34,43 @@ pub struct Broker {
     pub rack: Option<String>,
     /// Not trusted to lead or serve: its session ran out, or it is shutting down.
     pub fenced: bool,
+    /// What an operator wants moved away from it.
+    #[serde(default)]
+    pub drain: Drain,
+}
+
+/// What an operator wants a broker to be free of.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Drain {
+    #[default]
+    None,
+    /// It shall lead nothing, and keeps its replicas.
+    Leaders,
+    /// It shall hold nothing: it is to leave the cluster.
+    Replicas,
+}
+
+/// Settings of the whole cluster that operators change while it runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ClusterSettings {
+    /// Partitions whose replicas are moved at the same time; 1 or more.
+    pub reassignment_parallel_max: u32,
+    /// Bytes per second that one broker sends to replicas that are being filled; none: unlimited.
+    pub reassignment_bytes_per_second: Option<u64>,
+    /// Whether leadership goes back to the preferred leaders by itself.
+    pub leader_balance_enable: bool,
+}
+
+impl Default for ClusterSettings {
+    fn default() -> Self {
+        Self {
+            reassignment_parallel_max: 100,
+            reassignment_bytes_per_second: None,
+            leader_balance_enable: true,
+        }
+    }
 }
 
 /// One `host:port` that a gateway offers to Kafka clients.
@@ -52,12 +89,40 @@ pub struct Gateway {
     pub endpoints: Vec<Endpoint>,
 }
 
-/// One partition: where it should be (assignment) and what its leader last reported.
+/// Why a partition's replicas are moved.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReassignmentCause {
+    /// Somebody named the replicas.
+    #[default]
+    Request,
+    /// A broker is being emptied.
+    Drain,
+    /// Brokers hold unequal numbers of replicas.
+    Balance,
+}
+
+/// A move of a partition's replicas that was asked for and has not come to its end.
+///
+/// While it waits its turn, `Partition::replicas` is what it was. While it is active, `replicas`
+/// holds the target, in its order, and then those that will go. It ends when the leader has
+/// reported that exactly the target votes, and the target is in sync.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reassignment {
+    /// Brokers that shall hold the partition in the end, preferred leader first.
+    pub target: Vec<BrokerId>,
+    /// Brokers that held it before: where a move that is cancelled goes back to.
+    pub original: Vec<BrokerId>,
+    pub active: bool,
+    pub cause: ReassignmentCause,
+}
+
+/// One partition: where it should be (assignment) and what its leader last reported.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Partition {
     pub partition: PartitionIndex,
     pub raft_group_id: RaftGroupId,
-    /// The assignment: preferred leader first.
+    /// The assignment: preferred leader first. Replicas on their way in and out are part of it.
     pub replicas: Vec<ReplicaId>,
     /// In-sync replicas, decided by the controller from the leader's reports.
     pub isr: Vec<BrokerId>,
@@ -65,9 +130,63 @@ pub struct Partition {
     pub leader: Option<BrokerId>,
     pub leader_epoch: LeaderEpoch,
     pub partition_epoch: PartitionEpoch,
+    #[serde(default)]
+    pub reassignment: Option<Box<Reassignment>>,
+    /// The controllers ask the leader to hand over to this replica, which is in sync.
+    #[serde(default)]
+    pub wanted_leader: Option<BrokerId>,
 }
 
 impl Partition {
+    /// The move of replicas that is under way.
+    pub fn active_reassignment(&self) -> Option<&Reassignment> {
+        self.reassignment.as_deref().filter(|moving| moving.active)
+    }
+
+    /// The replicas that shall vote in the end, preferred leader first: all of the assignment but
+    /// those on their way out.
+    pub fn target_replicas(&self) -> Vec<ReplicaId> {
+        match self.active_reassignment() {
+            None => self.replicas.clone(),
+            Some(moving) => {
+                let target = moving.target.iter();
+                target.filter_map(|id| self.replica_on(*id)).collect()
+            }
+        }
+    }
+
+    /// Brokers on their way in: of the target, and not there before.
+    pub fn adding(&self) -> Vec<BrokerId> {
+        let Some(moving) = &self.reassignment else {
+            return Vec::new();
+        };
+        let target = moving.target.iter().copied();
+        target.filter(|id| !moving.original.contains(id)).collect()
+    }
+
+    /// Brokers on their way out: holding a replica, and not of the target.
+    pub fn removing(&self) -> Vec<BrokerId> {
+        let Some(moving) = &self.reassignment else {
+            return Vec::new();
+        };
+        let held = self.replicas.iter().map(|replica| replica.broker_id);
+        held.filter(|id| !moving.target.contains(id)).collect()
+    }
+
+    /// Brokers of the assignment, those on their way in and out included.
+    pub fn brokers(&self) -> impl Iterator<Item = BrokerId> + '_ {
+        self.replicas.iter().map(|replica| replica.broker_id)
+    }
+
+    /// Fewer in-sync replicas than the assignment has, replicas on their way in not counted.
+    pub fn is_under_replicated(&self) -> bool {
+        let expected = match self.active_reassignment() {
+            None => self.replicas.len(),
+            Some(_) => self.replicas.len().saturating_sub(self.adding().len()),
+        };
+        self.isr.len() < expected
+    }
+
     /// The replica on `broker_id`, if the assignment has one.
     pub fn replica_on(&self, broker_id: BrokerId) -> Option<ReplicaId> {
         self.replicas
@@ -112,6 +231,7 @@ pub struct ClusterImage {
     pub gateways: BTreeMap<String, Gateway>,
     pub topics: HashMap<TopicId, Arc<Topic>>,
     pub topic_ids: HashMap<Arc<str>, TopicId>,
+    pub settings: ClusterSettings,
 }
 
 impl ClusterImage {
@@ -144,6 +264,9 @@ impl ClusterImage {
         self.revision = change.revision;
         if let Some(leader) = change.controller_leader {
             self.controller_leader = leader;
+        }
+        if let Some(settings) = change.settings {
+            self.settings = settings;
         }
         for controller in change.controllers {
             self.controllers
@@ -198,4 +321,6 @@ pub struct ImageChange {
     pub removed_topics: Vec<TopicId>,
     /// Single partitions that changed; applied after `topics`.
     pub partitions: Vec<(TopicId, Partition)>,
+    /// The settings in force from now on, where they changed.
+    pub settings: Option<ClusterSettings>,
 }

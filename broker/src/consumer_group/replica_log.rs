@@ -186,6 +186,7 @@ mod tests {
             leader: None,
             leader_epoch: LeaderEpoch(0),
             partition_epoch: Default::default(),
+            ..Partition::default()
         });
         Arc::new(Topic {
             topic_id: TopicId(Uuid::from_u128(id)),

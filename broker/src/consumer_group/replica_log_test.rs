@@ -41,6 +41,7 @@ fn topic(name: &str, id: u128, group: RaftGroupId) -> Arc<Topic> {
         leader: None,
         leader_epoch: LeaderEpoch(0),
         partition_epoch: PartitionEpoch(0),
+        ..Partition::default()
     };
     Arc::new(Topic {
         topic_id: TopicId(Uuid::from_u128(id)),

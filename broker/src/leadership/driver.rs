@@ -9,6 +9,7 @@ use std::collections::{BTreeSet, BinaryHeap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use chronik_types::epoch::PartitionEpoch;
 use chronik_types::id::{BrokerId, RaftGroupId, ReplicaId};
 use rand::Rng;
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -18,16 +19,13 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
 use super::campaigns::CampaignQueue;
-use super::hand_back::{
-    HAND_BACK_INTERVAL, HAND_BACK_TIMEOUT, HAND_BACKS_MAX, HandBack, HandBackView,
-};
-use super::hand_over::hand_back;
-use super::{Assigned, CampaignTiming, GroupEvent, GroupView, LeaderStatus, Place, World};
+use super::hand_over::{hand_over_to, is_caught_up};
+use super::{Assigned, CampaignTiming, GroupEvent, GroupView, LeaderStatus, Moving, Place, World};
 use super::{campaign_delay, leader_status, reaches_majority};
 use crate::controller_client::ClusterView;
 use crate::metrics::BrokerMetrics;
 use crate::peers::campaign::{elect, greet, held_vote, take_over};
-use crate::peers::membership::{change_voters, has_voters};
+use crate::peers::membership::{Members, MembershipError, change_voters};
 use crate::peers::{LinkTable, Peers};
 use crate::replica::{Leadership, Replica};
 use crate::replicas::Replicas;
@@ -46,16 +44,20 @@ const STAGGER_EXTRA_MAX: Duration = Duration::from_secs(10);
 const IN_USE: Duration = Duration::from_secs(10);
 /// What happened to many partitions is told in one line per interval.
 const SUMMARY_INTERVAL: Duration = Duration::from_secs(1);
+/// Leaders handed over on the controllers' wish in one pass, and the time between passes.
+const HAND_BACKS_MAX: usize = 96;
+const HAND_BACK_INTERVAL: Duration = Duration::from_millis(300);
+/// How long who has handed over does not campaign: its successor is at it.
+const YIELD_TIME: Duration = Duration::from_secs(1);
+const HAND_BACK_TIMEOUT: Duration = Duration::from_secs(5);
 /// Voters of groups changed at the same time: a new replica copies its whole log.
-const CHANGES_MAX: usize = 4;
+const CHANGES_MAX: usize = 8;
 const CHANGE_RETRY_DELAY: Duration = Duration::from_secs(2);
 
 /// What the driver works with.
 pub struct DriverOptions {
     pub broker_id: BrokerId,
     pub timing: CampaignTiming,
-    /// None: leadership stays where it is.
-    pub preferred_leader_delay: Option<Duration>,
     /// A leader that reaches no majority for this long leads no more.
     pub step_down_after: Duration,
     pub peers: Peers,
@@ -76,12 +78,18 @@ pub struct DriverOptions {
 pub enum LedEvent {
     Leads(RaftGroupId, Place, Arc<Replica>, Leadership),
     Follows(RaftGroupId),
+    /// The voters are those that this epoch of the partition wants, and stay so until the image
+    /// shows a later one.
+    Settled(RaftGroupId, PartitionEpoch),
 }
 
 struct Group {
     replica: Arc<Replica>,
     place: Place,
     replicas: Vec<ReplicaId>,
+    /// Who shall vote, preferred leader first.
+    voters: Vec<ReplicaId>,
+    moving: Option<Moving>,
     leadership: Leadership,
     status: LeaderStatus,
     attempts: u32,
@@ -96,7 +104,10 @@ struct Group {
     campaigning: bool,
     running: bool,
     handing_back: bool,
-    changing_voters: bool,
+    /// It has handed over, and leaves the election to its successor until then.
+    yields_until: Option<Instant>,
+    /// A change of voters is under way; cancelled when something else is wanted.
+    changing_voters: Option<CancellationToken>,
     stop_watching: CancellationToken,
 }
 
@@ -113,10 +124,11 @@ struct Driver {
     groups: HashMap<RaftGroupId, Group>,
     due: BinaryHeap<Reverse<(Instant, RaftGroupId)>>,
     links: LinkTable,
-    up_since: HashMap<BrokerId, Instant>,
     /// Groups of which no living leader is known.
     leaderless: u32,
     fenced: BTreeSet<BrokerId>,
+    /// Groups led here whose voters are not as they should be.
+    unsettled: BTreeSet<RaftGroupId>,
     next_hand_back: Option<Instant>,
     events: mpsc::UnboundedSender<TaskEvent>,
     campaigns: CampaignQueue,
@@ -137,9 +149,9 @@ pub async fn run(options: DriverOptions) {
         groups: HashMap::new(),
         due: BinaryHeap::new(),
         links: LinkTable::default(),
-        up_since: HashMap::new(),
         leaderless: 0,
         fenced: BTreeSet::new(),
+        unsettled: BTreeSet::new(),
         next_hand_back: None,
         events,
         campaigns: CampaignQueue::default(),
@@ -200,6 +212,8 @@ impl Driver {
                     group,
                     place,
                     replicas,
+                    voters,
+                    moving,
                 } = assigned;
                 let stop_watching = self.options.stop.child_token();
                 self.watch_leadership(group, &replica, stop_watching.clone());
@@ -208,6 +222,8 @@ impl Driver {
                     replica,
                     place,
                     replicas,
+                    voters,
+                    moving,
                     status: LeaderStatus::None,
                     attempts: 0,
                     leader_gone: false,
@@ -217,7 +233,8 @@ impl Driver {
                     campaigning: false,
                     running: false,
                     handing_back: false,
-                    changing_voters: false,
+                    yields_until: None,
+                    changing_voters: None,
                     stop_watching,
                 };
                 self.leaderless = self.leaderless.saturating_add(1);
@@ -230,12 +247,20 @@ impl Driver {
                 let group = assigned.group;
                 if let Some(state) = self.groups.get_mut(&group) {
                     state.replicas = assigned.replicas;
+                    state.moving = assigned.moving;
+                    if state.voters != assigned.voters {
+                        state.voters = assigned.voters;
+                        if let Some(change) = &state.changing_voters {
+                            change.cancel();
+                        }
+                    }
                     self.check_voters(group);
                     self.evaluate(group);
                     self.plan_hand_back(HAND_BACK_INTERVAL);
                 }
             }
             GroupEvent::Closed(group) => {
+                self.unsettled.remove(&group);
                 if let Some(state) = self.groups.remove(&group) {
                     self.forget(&state);
                     self.options.led.send(LedEvent::Follows(group)).ok();
@@ -297,39 +322,67 @@ impl Driver {
             }
             TaskEvent::VotersChanged(group) => {
                 if let Some(state) = self.groups.get_mut(&group) {
-                    state.changing_voters = false;
+                    state.changing_voters = None;
                     self.check_voters(group);
                 }
             }
         }
     }
 
-    /// A leader whose group has other voters than its assignment changes them.
+    /// A leader whose group has other voters than its assignment wants changes them. While replicas
+    /// are being moved, only once the image shows it as the leader: so an image that is older than
+    /// what the leader before it has completed can never be acted on.
     fn check_voters(&mut self, id: RaftGroupId) {
         let Some(group) = self.groups.get_mut(&id) else {
             return;
         };
-        let wanted: BTreeSet<ReplicaId> = group.replicas.iter().copied().collect();
-        if !group.leadership.is_leader
-            || group.changing_voters
-            || !wanted.contains(&group.replica.replica_id())
-            || has_voters(&group.replica, &wanted)
-        {
+        let leads = group.leadership.is_leader && group.leadership.ready;
+        let is_known = group.moving.is_none_or(|moving| {
+            moving.leader == Some(self.options.broker_id)
+                && moving.leader_epoch == group.leadership.leader_epoch
+        });
+        if !leads || group.changing_voters.is_some() || !is_known {
+            self.unsettled.remove(&id);
             return;
         }
-        group.changing_voters = true;
+        let wanted: BTreeSet<ReplicaId> = group.voters.iter().copied().collect();
+        let Some(members) = Members::of(&group.replica) else {
+            return;
+        };
+        if members.are(&wanted) {
+            self.unsettled.remove(&id);
+            if let Some(moving) = group.moving {
+                let event = LedEvent::Settled(id, moving.partition_epoch);
+                self.options.led.send(event).ok();
+            }
+            return;
+        }
+        self.unsettled.insert(id);
+        let mut new = wanted.difference(&members.nodes);
+        if new.any(|replica| !self.links.status(replica.broker_id).is_up()) {
+            // It is looked at again when the links or the image change.
+            return;
+        }
+        if !wanted.contains(&group.replica.replica_id()) {
+            // It will hand over in the end, and must not take back what it gave.
+            group.yields_until = Some(Instant::now() + CHANGE_RETRY_DELAY + YIELD_TIME);
+        }
+        let abandoned = group.stop_watching.child_token();
+        group.changing_voters = Some(abandoned.clone());
         let (replica, events, changes) = (
             group.replica.clone(),
             self.events.clone(),
             self.changes.clone(),
         );
-        let stop = group.stop_watching.clone();
+        let (voters, stop) = (group.voters.clone(), group.stop_watching.clone());
         let change = async move {
-            let _permit = changes.acquire_owned().await;
-            info!(raft_group_id = id.0, "changes the voters of a partition");
-            if let Err(error) = change_voters(&replica, &wanted).await {
-                warn!(raft_group_id = id.0, %error, "the voters are not changed yet");
-                tokio::time::sleep(CHANGE_RETRY_DELAY).await;
+            if let Err(error) = settle_voters(&replica, &voters, &changes, &abandoned).await {
+                info!(raft_group_id = id.0, %error, "the voters are not changed yet");
+                let retry = tokio::time::sleep(CHANGE_RETRY_DELAY);
+                tokio::select! {
+                    () = retry => {}
+                    () = abandoned.cancelled() => {}
+                }
             }
             events.send(TaskEvent::VotersChanged(id)).ok();
         };
@@ -339,6 +392,12 @@ impl Driver {
                 () = change => {}
             }
         });
+    }
+
+    fn check_unsettled(&mut self) {
+        for group in std::mem::take(&mut self.unsettled) {
+            self.check_voters(group);
+        }
     }
 
     fn leadership_changed(&mut self, group: RaftGroupId) {
@@ -368,7 +427,7 @@ impl Driver {
         };
         self.options.led.send(event).ok();
         if now.is_leader {
-            self.plan_hand_back(self.options.preferred_leader_delay.unwrap_or_default());
+            self.plan_hand_back(HAND_BACK_INTERVAL);
             self.check_voters(group);
         }
         self.evaluate(group);
@@ -376,7 +435,6 @@ impl Driver {
 
     fn links_changed(&mut self, table: LinkTable) {
         let before = std::mem::replace(&mut self.links, table);
-        let now = Instant::now();
         let mut came_up = Vec::new();
         for (broker, status) in &self.links.0 {
             let was = before.status(*broker);
@@ -385,11 +443,7 @@ impl Driver {
             }
             info!(peer = broker.0, state = ?status.state, "the link to a peer changed");
             if status.is_up() && (!was.is_up() || was.incarnation != status.incarnation) {
-                self.up_since.insert(*broker, now);
                 came_up.push(*broker);
-            }
-            if !status.is_up() {
-                self.up_since.remove(broker);
             }
         }
         for broker in came_up {
@@ -399,7 +453,7 @@ impl Driver {
         for group in groups {
             self.evaluate(group);
         }
-        self.plan_hand_back(self.options.preferred_leader_delay.unwrap_or_default());
+        self.check_unsettled();
     }
 
     /// A peer can be reached again: it learns who leads, and what it missed is sent at once.
@@ -442,6 +496,7 @@ impl Driver {
                 self.evaluate(group);
             }
         }
+        self.check_unsettled();
         self.plan_hand_back(HAND_BACK_INTERVAL);
     }
 
@@ -482,9 +537,14 @@ impl Driver {
             return;
         };
         let vote = held_vote(&group.replica);
+        // Where nothing is moved, all of the assignment votes.
+        let voters = match group.moving {
+            Some(_) => electorate(group),
+            None => group.replicas.clone(),
+        };
         let view = GroupView {
             me: group.replica.replica_id(),
-            replicas: &group.replicas,
+            replicas: &voters,
             leader: group.leadership.leader,
             is_leader: group.leadership.is_leader,
             term: vote.term,
@@ -534,6 +594,10 @@ impl Driver {
             group.due = None;
             return;
         };
+        let yields = group
+            .yields_until
+            .map(|until| until.saturating_duration_since(Instant::now()));
+        let delay = delay.max(yields.unwrap_or_default());
         if group.due.is_some() && !changed {
             return;
         }
@@ -659,64 +723,60 @@ impl Driver {
     }
 
     fn plan_hand_back(&mut self, delay: Duration) {
-        if self.options.preferred_leader_delay.is_some() && self.next_hand_back.is_none() {
+        if self.next_hand_back.is_none() {
             self.next_hand_back = Some(Instant::now() + delay);
         }
     }
 
-    /// Gives partitions back to their preferred leaders, some at a time.
+    /// Hands partitions over to the leaders that the controllers ask for, some at a time. Nobody
+    /// here decides by himself that another broker should lead.
     fn hand_back(&mut self, now: Instant) {
-        let Some(delay) = self.options.preferred_leader_delay else {
-            return;
-        };
         if *self.options.draining.borrow() {
             return;
         }
         let image = self.options.view.borrow().image.clone();
-        let view = HandBackView {
-            up_since: &self.up_since,
-            fenced: &self.fenced,
-            delay,
-            now,
-        };
         let mut count = 0usize;
-        let mut later: Option<Instant> = None;
-        let mut again_at = |at: Instant| later = Some(later.map_or(at, |later| later.min(at)));
-        for (id, group) in &mut self.groups {
-            let Some(preferred) = group.replicas.first().copied() else {
+        for partition in image.topics.values().flat_map(|topic| &topic.partitions) {
+            let Some(wanted) = partition.wanted_leader else {
+                continue;
+            };
+            let id = partition.raft_group_id;
+            let Some(group) = self.groups.get_mut(&id) else {
                 continue;
             };
             let leads = group.leadership.is_leader && group.leadership.ready;
-            if !leads || group.handing_back || preferred == group.replica.replica_id() {
+            let members = Members::of(&group.replica);
+            let voters = members.map(|members| members.all_voters());
+            let successor = voters
+                .unwrap_or_default()
+                .into_iter()
+                .find(|id| id.broker_id == wanted);
+            let Some(successor) = successor.filter(|_| leads) else {
+                continue;
+            };
+            let me = group.replica.replica_id();
+            if group.handing_back || group.changing_voters.is_some() || successor == me {
                 continue;
             }
-            match view.decide(&group.replica, preferred, group.place.find(&image, *id)) {
-                HandBack::No => continue,
-                HandBack::Later(at) => {
-                    again_at(at);
-                    continue;
-                }
-                HandBack::Now if count == HAND_BACKS_MAX => {
-                    again_at(now + HAND_BACK_INTERVAL);
-                    break;
-                }
-                HandBack::Now => {}
+            let is_up = self.links.status(wanted).is_up() && !self.fenced.contains(&wanted);
+            if count == HAND_BACKS_MAX || !is_up || !is_caught_up(&group.replica, successor) {
+                self.next_hand_back = Some(now + HAND_BACK_INTERVAL);
+                continue;
             }
-            let broker = preferred.broker_id;
             count = count.saturating_add(1);
             group.handing_back = true;
-            let (replica, events, id) = (group.replica.clone(), self.events.clone(), *id);
-            debug!(
+            group.yields_until = Some(now + YIELD_TIME);
+            let (replica, events) = (group.replica.clone(), self.events.clone());
+            info!(
                 raft_group_id = id.0,
-                to = broker.0,
-                "gives a partition back"
+                to = wanted.0,
+                "hands a partition over as the controllers ask"
             );
             self.tasks.spawn(async move {
-                hand_back(&replica, preferred, HAND_BACK_TIMEOUT).await;
+                hand_over_to(&replica, &[successor], HAND_BACK_TIMEOUT).await;
                 events.send(TaskEvent::HandedBack(id)).ok();
             });
         }
-        self.next_hand_back = later;
     }
 }
 
@@ -772,4 +832,48 @@ impl Summary {
         }
         info!(gained, lost, "the partitions led here changed");
     }
+}
+
+/// Who votes in the group's elections, as far as this replica knows, preferred leader first. A new
+/// replica knows nothing yet, and goes by its assignment.
+fn electorate(group: &Group) -> Vec<ReplicaId> {
+    let members = Members::of(&group.replica);
+    let voting = members
+        .map(|members| members.all_voters())
+        .unwrap_or_default();
+    if voting.is_empty() {
+        return group.replicas.clone();
+    }
+    let assigned = group.replicas.iter().copied();
+    let mut voters: Vec<ReplicaId> = assigned.filter(|id| voting.contains(id)).collect();
+    let others = voting.iter().copied();
+    voters.extend(others.filter(|id| !group.replicas.contains(id)));
+    voters
+}
+
+/// Makes the voters what they should be; a leader that shall not vote any more hands over.
+async fn settle_voters(
+    replica: &Replica,
+    voters: &[ReplicaId],
+    changes: &Semaphore,
+    abandoned: &CancellationToken,
+) -> Result<(), MembershipError> {
+    let permit = tokio::select! {
+        permit = changes.acquire() => permit,
+        () = abandoned.cancelled() => return Err(MembershipError::Abandoned),
+    };
+    // The semaphore is never closed.
+    let _permit = permit.ok();
+    let group_id = replica.group_id().0;
+    info!(raft_group_id = group_id, wanted = ?voters, "changes the voters of a partition");
+    let wanted: BTreeSet<ReplicaId> = voters.iter().copied().collect();
+    change_voters(replica, &wanted, abandoned).await?;
+    if !wanted.contains(&replica.replica_id()) && !abandoned.is_cancelled() {
+        info!(
+            raft_group_id = group_id,
+            "hands a partition over to those that stay"
+        );
+        hand_over_to(replica, voters, HAND_BACK_TIMEOUT).await;
+    }
+    Ok(())
 }

@@ -1,4 +1,5 @@
-//! Hands leadership over in order: for the preferred leader, and before a broker stops.
+//! Hands leadership over in order: to a leader that the controllers ask for, by a replica that shall
+//! vote no more, and before a broker stops.
 //!
 //! Invariant: once a hand-over has begun it is not given up while the replica still leads and anybody
 //! can take over, since a leader that is handing over refuses writes; another follower is asked when
@@ -16,10 +17,13 @@ use tracing::warn;
 
 use crate::controller_client::ClusterView;
 use crate::peers::LinkTable;
+use crate::peers::membership::Members;
 use crate::replica::Replica;
 
 /// How long one follower may take to win its election.
 const FOLLOWER_TIMEOUT: Duration = Duration::from_millis(700);
+/// Entries that a follower may be behind when it is asked to take over.
+const LAG_MAX: u64 = 64;
 /// Hand-overs at the same time.
 const PARALLEL_MAX: usize = 64;
 
@@ -51,14 +55,22 @@ pub async fn hand_over(
     false
 }
 
-/// The preferred leader first; if it does not come, anybody is better than nobody.
-pub async fn hand_back(replica: &Replica, preferred: ReplicaId, limit: Duration) {
+/// One of `wanted` takes over: those that have the log first, in their order. If none of them comes,
+/// anybody is better than nobody.
+pub async fn hand_over_to(replica: &Replica, wanted: &[ReplicaId], limit: Duration) {
     let next = |attempt: usize| {
         let progress = replica.progress()?;
-        let mut all = vec![preferred];
+        let (mut all, behind): (Vec<ReplicaId>, Vec<ReplicaId>) = wanted
+            .iter()
+            .filter(|id| **id != replica.replica_id())
+            .partition(|id| is_caught_up(replica, **id));
+        all.extend(behind);
+        let voters = Members::of(replica)?.all_voters();
         let others = progress.followers.iter().map(|follower| follower.replica);
-        all.extend(others.filter(|other| *other != preferred));
-        all.get(attempt % all.len()).copied()
+        let others = others.filter(|id| voters.contains(id) && !wanted.contains(id));
+        all.extend(others);
+        let index = attempt.checked_rem(all.len())?;
+        all.get(index).copied()
     };
     if !hand_over(replica, next, limit).await {
         warn!(
@@ -66,6 +78,23 @@ pub async fn hand_back(replica: &Replica, preferred: ReplicaId, limit: Duration)
             "no other replica takes the leadership over"
         );
     }
+}
+
+/// Whether a follower is so near to the log end that it can take over within moments.
+pub fn is_caught_up(replica: &Replica, follower: ReplicaId) -> bool {
+    let Some(progress) = replica.progress() else {
+        return false;
+    };
+    let matched = progress
+        .followers
+        .iter()
+        .find(|other| other.replica == follower);
+    let Some(matched) = matched.and_then(|other| other.matched) else {
+        return false;
+    };
+    progress
+        .last_index
+        .is_none_or(|last| last.saturating_sub(matched) <= LAG_MAX)
 }
 
 /// Who could take over from a broker that stops, as it is known now.

@@ -1,7 +1,9 @@
 //! Whether a follower keeps up with its leader, by Kafka's rule: it is caught up if it had reached
 //! the log end as that was at some time within the last `replica-lag-time-max-ms`.
 //!
-//! Invariant: pure; time and progress come in as values.
+//! Invariant: pure; time and progress come in as values. A follower that flaps does not flap the
+//! ISR: one that dropped out again within a minute stays out for a while even though it has caught
+//! up, each time twice as long; and a link that is broken for a moment drops nobody.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,18 +13,86 @@ use tokio::time::Instant;
 
 use crate::replica::Progress;
 
-/// What is reported of one replica.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What is reported of one replica, from good to bad.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum FollowerState {
     CaughtUp,
     Lagging,
     Unreachable,
 }
 
+/// How long a follower must be unreachable to be reported so, where its process may well live.
+const UNREACHABLE_GRACE: Duration = Duration::from_millis(500);
+/// A follower that dropped out twice within this time is held out.
+const FLAP_WINDOW: Duration = Duration::from_secs(60);
+const HOLD_MIN: Duration = Duration::from_secs(2);
+const HOLD_MAX: Duration = Duration::from_secs(30);
+
+/// How a follower's broker can be reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    Reachable,
+    /// Not at the moment.
+    Unreachable,
+    /// Its process is known to be dead.
+    Dead,
+}
+
 #[derive(Debug, Clone, Copy)]
 struct Follower {
     /// When it was last known to have the whole log of that time. None: not since we lead.
     caught_up_at: Option<Instant>,
+    unreachable_since: Option<Instant>,
+    /// The state that was last reported.
+    state: FollowerState,
+    /// When it last stopped being caught up.
+    dropped_at: Option<Instant>,
+    /// It is not taken for caught up before.
+    held_until: Option<Instant>,
+    hold: Duration,
+}
+
+impl Follower {
+    fn new(in_sync: bool, now: Instant) -> Self {
+        Self {
+            caught_up_at: in_sync.then_some(now),
+            unreachable_since: None,
+            state: if in_sync {
+                FollowerState::CaughtUp
+            } else {
+                FollowerState::Lagging
+            },
+            dropped_at: None,
+            held_until: None,
+            hold: Duration::ZERO,
+        }
+    }
+
+    /// What it is, from what it does, damped.
+    fn settle(&mut self, raw: FollowerState, now: Instant) -> FollowerState {
+        let was_in = self.state == FollowerState::CaughtUp;
+        let is_in = raw == FollowerState::CaughtUp;
+        if was_in && !is_in {
+            let again = self
+                .dropped_at
+                .is_some_and(|at| now.saturating_duration_since(at) < FLAP_WINDOW);
+            self.hold = match again {
+                true => (self.hold * 2).clamp(HOLD_MIN, HOLD_MAX),
+                false => Duration::ZERO,
+            };
+            self.dropped_at = Some(now);
+        }
+        if !is_in {
+            // It has to be caught up for all of the time that it is held out for.
+            self.held_until = Some(now + self.hold);
+        }
+        let is_held = !was_in && self.held_until.is_some_and(|until| now < until);
+        self.state = match is_in && is_held {
+            true => FollowerState::Lagging,
+            false => raw,
+        };
+        self.state
+    }
 }
 
 /// The followers of one partition that is led here.
@@ -40,12 +110,7 @@ impl Followers {
     pub fn new(followers: &[ReplicaId], isr: &[BrokerId], lag_max: Duration, now: Instant) -> Self {
         let followers = followers.iter().map(|replica| {
             let in_sync = isr.contains(&replica.broker_id);
-            (
-                *replica,
-                Follower {
-                    caught_up_at: in_sync.then_some(now),
-                },
-            )
+            (*replica, Follower::new(in_sync, now))
         });
         Self {
             followers: followers.collect(),
@@ -65,7 +130,7 @@ impl Followers {
     pub fn observe(
         &mut self,
         progress: &Progress,
-        is_reachable: impl Fn(BrokerId) -> bool,
+        reach: impl Fn(BrokerId) -> Reach,
         now: Instant,
     ) -> BTreeMap<BrokerId, FollowerState> {
         let seen = self.seen.replace((progress.last_index, now));
@@ -90,13 +155,25 @@ impl Followers {
             let in_time = follower
                 .caught_up_at
                 .is_some_and(|at| now.saturating_duration_since(at) <= self.lag_max);
-            let state = if !is_reachable(replica.broker_id) {
-                FollowerState::Unreachable
-            } else if in_time {
-                FollowerState::CaughtUp
-            } else {
-                FollowerState::Lagging
+            let is_reachable = match reach(replica.broker_id) {
+                Reach::Reachable => {
+                    follower.unreachable_since = None;
+                    true
+                }
+                Reach::Dead => false,
+                Reach::Unreachable => {
+                    let since = *follower.unreachable_since.get_or_insert(now);
+                    now.saturating_duration_since(since) < UNREACHABLE_GRACE
+                }
             };
+            let raw = match (is_reachable, in_time) {
+                (false, _) => FollowerState::Unreachable,
+                (true, true) => FollowerState::CaughtUp,
+                (true, false) => FollowerState::Lagging,
+            };
+            let state = follower.settle(raw, now);
+            // Time alone will change these.
+            self.settled &= state == raw && follower.unreachable_since.is_none();
             states.insert(replica.broker_id, state);
         }
         states
@@ -132,7 +209,85 @@ mod tests {
         reachable: bool,
         now: Instant,
     ) -> FollowerState {
-        followers.observe(progress, |_| reachable, now)[&BrokerId(2)]
+        let reach = match reachable {
+            true => Reach::Reachable,
+            false => Reach::Dead,
+        };
+        followers.observe(progress, |_| reach, now)[&BrokerId(2)]
+    }
+
+    #[test]
+    fn a_link_that_breaks_for_a_moment_drops_nobody() {
+        let start = Instant::now();
+        let mut followers = Followers::new(
+            &[replica(2)],
+            &[BrokerId(2)],
+            Duration::from_secs(10),
+            start,
+        );
+        let there = progress(100, Some(100));
+        let mut at = |milliseconds: u64, reach: Reach| {
+            let now = start + Duration::from_millis(milliseconds);
+            followers.observe(&there, |_| reach, now)[&BrokerId(2)]
+        };
+        assert_eq!(at(0, Reach::Unreachable), FollowerState::CaughtUp);
+        assert_eq!(at(400, Reach::Unreachable), FollowerState::CaughtUp);
+        assert_eq!(at(450, Reach::Reachable), FollowerState::CaughtUp);
+        assert_eq!(at(500, Reach::Unreachable), FollowerState::CaughtUp);
+        assert_eq!(at(1_000, Reach::Unreachable), FollowerState::Unreachable);
+        assert_eq!(at(1_100, Reach::Reachable), FollowerState::CaughtUp);
+        assert_eq!(at(1_200, Reach::Dead), FollowerState::Unreachable);
+    }
+
+    #[test]
+    fn a_follower_that_flaps_is_held_out_longer_each_time() {
+        let start = Instant::now();
+        let mut followers = Followers::new(
+            &[replica(2)],
+            &[BrokerId(2)],
+            Duration::from_secs(10),
+            start,
+        );
+        let there = progress(100, Some(100));
+        let mut now = start;
+        // Down for a second and up again: how long until it counts as caught up?
+        let mut flap = || {
+            now += Duration::from_secs(1);
+            assert_ne!(
+                state(&mut followers, &there, false, now),
+                FollowerState::CaughtUp
+            );
+            let up = now;
+            while state(&mut followers, &there, true, now) != FollowerState::CaughtUp {
+                assert!(
+                    !followers.is_settled(Some(100)),
+                    "somebody has to look again"
+                );
+                now += Duration::from_millis(500);
+            }
+            now - up
+        };
+        let seconds = Duration::from_secs;
+        assert_eq!(flap(), Duration::ZERO, "the first time costs nothing");
+        assert_eq!(
+            [flap(), flap(), flap()],
+            [seconds(2), seconds(4), seconds(8)]
+        );
+        assert_eq!(
+            [flap(), flap(), flap()],
+            [seconds(16), seconds(30), seconds(30)]
+        );
+        // A quiet minute, and it is as good as new.
+        now += FLAP_WINDOW;
+        let there_again = progress(100, Some(100));
+        assert_eq!(
+            state(&mut followers, &there_again, false, now),
+            FollowerState::Unreachable
+        );
+        assert_eq!(
+            state(&mut followers, &there_again, true, now),
+            FollowerState::CaughtUp
+        );
     }
 
     #[test]

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chronik_proto::v1;
-use chronik_types::cluster_image::Partition;
+use chronik_types::cluster_image::{ClusterImage, Partition};
+use chronik_types::epoch::PartitionEpoch;
 use chronik_types::id::{BrokerId, RaftGroupId, ReplicaId};
 use futures::future::BoxFuture;
 use tokio::sync::{mpsc, watch};
@@ -19,14 +20,17 @@ use tracing::debug;
 
 use super::Place;
 use super::driver::LedEvent;
-use super::progress::{FollowerState, Followers};
+use super::progress::{FollowerState, Followers, Reach};
 use crate::controller_client::{ClusterView, ControllerClient, ReportError};
 use crate::metrics::BrokerMetrics;
+use crate::peers::membership::Members;
 use crate::peers::{LinkState, LinkTable};
 use crate::replica::{Leadership, Replica};
 
 /// How often the progress of followers that are not settled is looked at.
 const SCAN_INTERVAL: Duration = Duration::from_millis(250);
+/// How often the progress of moves is told.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 /// Reports in one call.
 const REPORTS_MAX: usize = 1_000;
 /// The same report is sent again after this, doubled each time.
@@ -52,6 +56,10 @@ struct Led {
     /// Made when the partition is found in the image.
     followers: Option<(Vec<ReplicaId>, Followers)>,
     states: BTreeMap<BrokerId, FollowerState>,
+    /// Every replica of the assignment votes; one that only learns is not in sync yet.
+    all_vote: bool,
+    /// The voters are those that this epoch of the partition wants.
+    settled_at: Option<PartitionEpoch>,
     sent: Option<Sent>,
 }
 
@@ -70,6 +78,8 @@ pub async fn run(mut options: ReporterOptions) {
     let mut sending: Option<Sending> = None;
     let mut scan_at: Option<Instant> = None;
     let mut send_at: Option<Instant> = None;
+    let mut progress_at = Instant::now();
+    let mut moving: BTreeSet<RaftGroupId> = BTreeSet::new();
     loop {
         tokio::select! {
             biased;
@@ -102,10 +112,12 @@ pub async fn run(mut options: ReporterOptions) {
                     return;
                 }
                 observe(&mut led, &options, true);
+                moving = moving_groups(&led, &options.view.borrow().image);
             }
             () = sleep_until(scan_at.unwrap_or_else(Instant::now)), if scan_at.is_some() => {
                 scan_at = None;
-                if !observe(&mut led, &options, false) && send_at.is_none() {
+                let tells_progress = !moving.is_empty() && Instant::now() >= progress_at;
+                if !observe(&mut led, &options, false) && send_at.is_none() && !tells_progress {
                     scan_at = Some(Instant::now() + SCAN_INTERVAL);
                     continue;
                 }
@@ -114,13 +126,22 @@ pub async fn run(mut options: ReporterOptions) {
                 if send_at.is_some() && sending.is_none() => send_at = None,
         }
         if sending.is_none() {
-            let (reports, next) = due_reports(&mut led, &options, Instant::now());
-            if reports.is_empty() {
+            let now = Instant::now();
+            let (reports, next) = due_reports(&mut led, &options, now);
+            let mut progress = Vec::new();
+            if !moving.is_empty() && now >= progress_at {
+                progress_at = now + PROGRESS_INTERVAL;
+                let image = options.view.borrow().image.clone();
+                progress = move_progress(&led, &image, &moving);
+            }
+            if reports.is_empty() && progress.is_empty() {
                 send_at = next;
             } else {
                 options.metrics.reports.inc_by(reports.len() as u64);
                 let client = options.client.clone();
-                sending = Some(Box::pin(async move { client.report(reports).await }));
+                sending = Some(Box::pin(
+                    async move { client.report(reports, progress).await },
+                ));
             }
         }
         if scan_at.is_none() && !led.is_empty() {
@@ -138,6 +159,11 @@ fn take_event(led: &mut HashMap<RaftGroupId, Led>, event: LedEvent) {
         LedEvent::Follows(group) => {
             led.remove(&group);
         }
+        LedEvent::Settled(group, epoch) => {
+            if let Some(led) = led.get_mut(&group) {
+                led.settled_at = Some(epoch);
+            }
+        }
         LedEvent::Leads(group, place, replica, leadership) => {
             let same = led
                 .get(&group)
@@ -150,6 +176,8 @@ fn take_event(led: &mut HashMap<RaftGroupId, Led>, event: LedEvent) {
                     place,
                     followers: None,
                     states,
+                    all_vote: false,
+                    settled_at: None,
                     sent: None,
                 };
                 led.insert(group, new);
@@ -163,11 +191,12 @@ fn take_event(led: &mut HashMap<RaftGroupId, Led>, event: LedEvent) {
 fn observe(led: &mut HashMap<RaftGroupId, Led>, options: &ReporterOptions, all: bool) -> bool {
     let image = options.view.borrow().image.clone();
     let links = options.links.borrow().clone();
-    let reachable = |broker: BrokerId| {
-        !matches!(
-            links.status(broker).state,
-            LinkState::Refused | LinkState::Unreachable
-        )
+    let reach = |broker: BrokerId| match links.status(broker).state {
+        LinkState::Refused => Reach::Dead,
+        LinkState::Unreachable => Reach::Unreachable,
+        LinkState::Connecting | LinkState::Up | LinkState::OneWay | LinkState::Silent => {
+            Reach::Reachable
+        }
     };
     let now = Instant::now();
     let mut changed = false;
@@ -175,6 +204,7 @@ fn observe(led: &mut HashMap<RaftGroupId, Led>, options: &ReporterOptions, all: 
         let log_end = led.replica.log().last_entry_id().map(|(index, _)| index);
         if let Some((_, followers)) = &led.followers
             && !all
+            && led.all_vote
             && followers.is_settled(log_end)
         {
             continue;
@@ -198,7 +228,17 @@ fn observe(led: &mut HashMap<RaftGroupId, Led>, options: &ReporterOptions, all: 
             led.followers = Some((partition.replicas.clone(), followers));
         }
         if let Some((_, followers)) = &mut led.followers {
-            let mut states = followers.observe(&progress, reachable, now);
+            let mut states = followers.observe(&progress, reach, now);
+            let members = Members::of(&led.replica);
+            let voters = members
+                .map(|members| members.all_voters())
+                .unwrap_or_default();
+            led.all_vote = true;
+            for replica in partition.replicas.iter().filter(|id| !voters.contains(id)) {
+                led.all_vote = false;
+                let state = states.entry(replica.broker_id);
+                state.and_modify(|state| *state = (*state).max(FollowerState::Lagging));
+            }
             states.insert(options.broker_id, FollowerState::CaughtUp);
             if states != led.states {
                 led.states = states;
@@ -228,17 +268,23 @@ fn due_reports(
         let Some(partition) = led.place.find(&image, *group) else {
             continue;
         };
-        if !differs(
+        let is_complete = completes_move(partition, led, &fenced);
+        let differs = differs(
             partition,
             options.broker_id,
             led.leadership,
             &led.states,
             &fenced,
-        ) {
+        );
+        if !differs && !is_complete {
             led.sent = None;
             continue;
         }
-        let report = report(partition, led.leadership, &led.states);
+        let mut report = report(partition, led.leadership, &led.states);
+        if is_complete {
+            let voters = partition.target_replicas();
+            report.voters = voters.into_iter().map(Into::into).collect();
+        }
         let mut wait = RESEND_MIN;
         if let Some(sent) = &led.sent
             && sent.report == report
@@ -261,6 +307,68 @@ fn due_reports(
         reports.push(report);
     }
     (reports, next)
+}
+
+/// Whether the move of the partition's replicas is done: exactly the target votes, in this very
+/// epoch of the partition, and is in sync as far as it is alive.
+fn completes_move(partition: &Partition, led: &Led, fenced: &BTreeSet<BrokerId>) -> bool {
+    let is_in_sync = |broker: BrokerId| {
+        fenced.contains(&broker) || led.states.get(&broker) == Some(&FollowerState::CaughtUp)
+    };
+    partition.active_reassignment().is_some()
+        && led.settled_at == Some(partition.partition_epoch)
+        && partition
+            .target_replicas()
+            .iter()
+            .all(|replica| is_in_sync(replica.broker_id))
+}
+
+/// How far the replicas are that are being filled, of all partitions that are being moved.
+fn move_progress(
+    led: &HashMap<RaftGroupId, Led>,
+    image: &ClusterImage,
+    moving: &BTreeSet<RaftGroupId>,
+) -> Vec<v1::MoveProgress> {
+    let mut all = Vec::with_capacity(moving.len());
+    for group in moving {
+        let Some(led) = led.get(group) else {
+            continue;
+        };
+        let partition = led.place.find(image, *group);
+        let (Some(partition), Some(progress)) = (partition, led.replica.progress()) else {
+            continue;
+        };
+        let entries = |index: Option<u64>| index.map_or(0, |index| index.saturating_add(1));
+        let log_entries = entries(progress.last_index);
+        let replicas = partition.adding().into_iter().map(|broker| {
+            let mut followers = progress.followers.iter();
+            let known = followers.find(|follower| follower.replica.broker_id == broker);
+            let matched = known.filter(|follower| follower.matched.is_some());
+            v1::move_progress::Replica {
+                broker_id: broker.0,
+                lag_entries: matched.map(|f| log_entries.saturating_sub(entries(f.matched))),
+            }
+        });
+        all.push(v1::MoveProgress {
+            raft_group_id: group.0,
+            leader_epoch: led.leadership.leader_epoch.0,
+            log_entries,
+            replicas: replicas.collect(),
+        });
+    }
+    all
+}
+
+/// Groups led here whose replicas are being moved.
+fn moving_groups(led: &HashMap<RaftGroupId, Led>, image: &ClusterImage) -> BTreeSet<RaftGroupId> {
+    let is_moving = |(group, led): &(&RaftGroupId, &Led)| {
+        let partition = led.place.find(image, **group);
+        partition.is_some_and(|partition| partition.active_reassignment().is_some())
+    };
+    led.iter()
+        .filter(is_moving)
+        .map(|(group, _)| *group)
+        .collect()
 }
 
 /// Whether the image says something else than what this leader knows.
@@ -311,6 +419,7 @@ fn report(
         leader_epoch: leadership.leader_epoch.0,
         partition_epoch: partition.partition_epoch.0,
         replicas: replicas.collect(),
+        voters: Vec::new(),
     }
 }
 
@@ -331,6 +440,7 @@ mod tests {
             leader: Some(BrokerId(leader)),
             leader_epoch: LeaderEpoch(epoch),
             partition_epoch: PartitionEpoch(3),
+            ..Partition::default()
         }
     }
 

@@ -1,22 +1,27 @@
-//! Brings a Raft group's voters in line with the assignment: what a leader does when a replica was
-//! replaced by a new incarnation, as after the loss of a disk.
+//! Brings a Raft group's voters in line with the assignment: what a leader does when replicas are
+//! moved, or when one was replaced by a new incarnation, as after the loss of a disk.
 //!
-//! Invariant: a new replica votes only after it has the log, and an old one is dropped in the same
-//! change; so the group is never weaker than its assignment says. Safe to run again at any point.
+//! Invariant: a new replica votes only after it has the log, and old ones are dropped in the same
+//! change; so the group is never weaker than its assignment says. A leader never drops itself: it
+//! hands over first, and its successor drops it. Safe to run again at any point.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use chronik_types::id::ReplicaId;
+use openraft::ChangeMembers;
 use openraft::async_runtime::watch::WatchReceiver;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
 
-use crate::replica::Replica;
+use crate::replica::{FollowerProgress, Replica};
 
 /// Entries that a new replica may be behind when it becomes a voter.
 const LAG_MAX: u64 = 64;
 /// How long one change of membership may wait for its majority.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A new replica that gets nothing for this long makes room for other groups' changes.
+const STALL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why the voters are not as they should be.
 #[derive(Debug, thiserror::Error)]
@@ -27,37 +32,70 @@ pub enum MembershipError {
     TimedOut,
     #[error("the replica leads no more")]
     NotLeader,
+    #[error("a new replica does not get any nearer to the log end")]
+    Stalled,
+    #[error("something else is wanted by now")]
+    Abandoned,
 }
 
-/// Whether exactly these replicas vote, with no change under way.
-pub fn has_voters(replica: &Replica, wanted: &BTreeSet<ReplicaId>) -> bool {
-    let Some(raft) = replica.raft() else {
-        return false;
-    };
-    let metrics = raft.server_metrics();
-    let metrics = metrics.borrow_watched();
-    let configs = metrics.membership_config.membership().get_joint_config();
-    configs.len() == 1 && configs[0] == *wanted
+/// Who is in a group, as one of its replicas knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Members {
+    /// One set, or two while a change is under way.
+    pub voters: Vec<BTreeSet<ReplicaId>>,
+    /// Voters and learners.
+    pub nodes: BTreeSet<ReplicaId>,
+    /// This membership is committed, and applied here.
+    pub is_applied: bool,
 }
 
-/// Makes `wanted` the group's voters: new ones learn first. Waits as long as that takes, while this
-/// replica leads.
+impl Members {
+    /// None where the replica's Raft does not run: it rests, and leads nothing.
+    pub fn of(replica: &Replica) -> Option<Members> {
+        let raft = replica.raft()?;
+        let applied = {
+            let metrics = raft.data_metrics();
+            let metrics = metrics.borrow_watched();
+            metrics.last_applied.as_ref().map(|log_id| log_id.index)
+        };
+        let metrics = raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        let stored = &metrics.membership_config;
+        let index = stored.log_id().as_ref().map(|log_id| log_id.index);
+        Some(Members {
+            voters: stored.membership().get_joint_config().clone(),
+            nodes: stored.membership().nodes().map(|(id, ())| *id).collect(),
+            is_applied: index.is_some() && index <= applied,
+        })
+    }
+
+    /// Exactly these replicas are voters, for good, and there is nobody else.
+    pub fn are(&self, wanted: &BTreeSet<ReplicaId>) -> bool {
+        self.is_applied && self.have_voters(wanted) && self.nodes == *wanted
+    }
+
+    /// Everybody who votes now.
+    pub fn all_voters(&self) -> BTreeSet<ReplicaId> {
+        self.voters.iter().flatten().copied().collect()
+    }
+
+    fn have_voters(&self, wanted: &BTreeSet<ReplicaId>) -> bool {
+        self.voters.len() == 1 && self.voters[0] == *wanted
+    }
+}
+
+/// Makes `wanted` the group's voters, and this replica too as long as it leads; new ones learn
+/// first. Waits as long as they make progress, this replica leads and nobody says `abandoned`; what
+/// was begun by then is undone or finished by the next change.
 pub async fn change_voters(
     replica: &Replica,
     wanted: &BTreeSet<ReplicaId>,
+    abandoned: &CancellationToken,
 ) -> Result<(), MembershipError> {
-    let raft = replica.raft().ok_or(MembershipError::NotLeader)?;
-    let members: BTreeSet<ReplicaId> = {
-        let metrics = raft.server_metrics();
-        let metrics = metrics.borrow_watched();
-        metrics
-            .membership_config
-            .membership()
-            .nodes()
-            .map(|(id, ())| *id)
-            .collect()
-    };
-    let new: Vec<ReplicaId> = wanted.difference(&members).copied().collect();
+    let mut step = wanted.clone();
+    step.insert(replica.replica_id());
+    let members = || Members::of(replica).ok_or(MembershipError::NotLeader);
+    let new: Vec<ReplicaId> = step.difference(&members()?.nodes).copied().collect();
     if !new.is_empty()
         && let Err(error) = replica.purge_for_new_replica().await
     {
@@ -65,17 +103,24 @@ pub async fn change_voters(
         tracing::debug!(raft_group_id = %replica.group_id(), %error, "the log is not purged");
     }
     for learner in &new {
+        let raft = replica.raft().ok_or(MembershipError::NotLeader)?;
         within(raft.add_learner(*learner, (), false)).await?;
     }
-    let mut metrics = raft.data_metrics();
-    while !are_caught_up(replica, wanted)? {
-        metrics
-            .changed()
-            .await
-            .map_err(|_| MembershipError::NotLeader)?;
-        metrics.borrow_and_update();
+    tokio::select! {
+        biased;
+        () = abandoned.cancelled() => return Err(MembershipError::Abandoned),
+        result = until_caught_up(replica, &step) => result?,
     }
-    within(raft.change_membership(wanted.clone(), false)).await
+    let raft = replica.raft().ok_or(MembershipError::NotLeader)?;
+    if !members()?.have_voters(&step) {
+        within(raft.change_membership(step.clone(), false)).await?;
+    }
+    let strays: BTreeSet<ReplicaId> = members()?.nodes.difference(&step).copied().collect();
+    if !strays.is_empty() {
+        let change = ChangeMembers::RemoveNodes(strays);
+        within(raft.change_membership(change, false)).await?;
+    }
+    Ok(())
 }
 
 async fn within<T, E: std::fmt::Display>(
@@ -88,31 +133,60 @@ async fn within<T, E: std::fmt::Display>(
     }
 }
 
-/// Whether every wanted replica is near enough to the log end. An old voter that is down may be
-/// replaced, but only by one that has the log.
-fn are_caught_up(replica: &Replica, wanted: &BTreeSet<ReplicaId>) -> Result<bool, MembershipError> {
+async fn until_caught_up(
+    replica: &Replica,
+    wanted: &BTreeSet<ReplicaId>,
+) -> Result<(), MembershipError> {
+    let raft = replica.raft().ok_or(MembershipError::NotLeader)?;
+    let mut metrics = raft.data_metrics();
+    let mut best = Vec::new();
+    let mut deadline = Instant::now() + STALL_TIMEOUT;
+    loop {
+        let behind = lagging(replica, wanted)?;
+        if behind.is_empty() {
+            return Ok(());
+        }
+        // The list gets shorter, or somebody in it further.
+        let now: Vec<Option<u64>> = behind.iter().map(|follower| follower.matched).collect();
+        if now != best {
+            best = now;
+            deadline = Instant::now() + STALL_TIMEOUT;
+        }
+        match timeout_at(deadline, metrics.changed()).await {
+            Ok(Ok(())) => drop(metrics.borrow_and_update()),
+            Ok(Err(_)) => return Err(MembershipError::NotLeader),
+            Err(_) => return Err(MembershipError::Stalled),
+        }
+    }
+}
+
+/// The wanted replicas that are too far from the log end to vote. Those that vote already need not
+/// be up for a change; new ones must have the log.
+fn lagging(
+    replica: &Replica,
+    wanted: &BTreeSet<ReplicaId>,
+) -> Result<Vec<FollowerProgress>, MembershipError> {
     let progress = replica.progress().ok_or(MembershipError::NotLeader)?;
     let last = progress.last_index.unwrap_or(0);
-    let behind = |id: &ReplicaId| {
-        let follower = progress
-            .followers
-            .iter()
-            .find(|follower| follower.replica == *id);
-        let matched = follower.and_then(|follower| follower.matched);
-        matched.is_none_or(|matched| last.saturating_sub(matched) > LAG_MAX)
-    };
-    let voters = {
-        let raft = replica.raft().ok_or(MembershipError::NotLeader)?;
-        let metrics = raft.server_metrics();
-        let metrics = metrics.borrow_watched();
-        metrics
-            .membership_config
-            .membership()
-            .voter_ids()
-            .collect::<BTreeSet<_>>()
-    };
-    // Replicas that vote already need not be up for the change; new ones must have the log.
-    Ok(!wanted
+    let voters = Members::of(replica)
+        .ok_or(MembershipError::NotLeader)?
+        .all_voters();
+    let new = wanted
         .iter()
-        .any(|id| *id != replica.replica_id() && !voters.contains(id) && behind(id)))
+        .filter(|id| **id != replica.replica_id() && !voters.contains(id));
+    let state = |id: &ReplicaId| {
+        let known = progress.followers.iter().find(|f| f.replica == *id);
+        FollowerProgress {
+            replica: *id,
+            matched: known.and_then(|follower| follower.matched),
+        }
+    };
+    let is_near = |follower: &FollowerProgress| {
+        let matched = follower.matched;
+        matched.is_some_and(|matched| last.saturating_sub(matched) <= LAG_MAX)
+    };
+    Ok(new
+        .map(state)
+        .filter(|follower| !is_near(follower))
+        .collect())
 }

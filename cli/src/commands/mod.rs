@@ -7,10 +7,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::arguments::{
-    Access, AdminCommand, BrokerCommand, ClusterCommand, ControllerCommand, GatewayCommand,
-    OutputFormat,
-};
+use crate::arguments::{Access, AdminCommand, ControllerCommand, GatewayCommand, OutputFormat};
 use crate::output;
 use crate::rest::RestClient;
 
@@ -18,22 +15,19 @@ mod broker;
 mod cluster;
 mod controller;
 mod gateway;
+mod partition;
 mod topic;
 
 pub async fn run(command: AdminCommand) -> anyhow::Result<()> {
     match command {
-        AdminCommand::Cluster(ClusterCommand::Describe { access }) => {
-            cluster::describe(&access).await
-        }
+        AdminCommand::Cluster(command) => cluster::run(command).await,
         AdminCommand::Controller(ControllerCommand::List { access }) => {
             controller::list(&access).await
         }
-        AdminCommand::Broker(BrokerCommand::List { access }) => broker::list(&access).await,
-        AdminCommand::Broker(BrokerCommand::Describe { access, broker_id }) => {
-            broker::describe(&access, broker_id).await
-        }
+        AdminCommand::Broker(command) => broker::run(command).await,
         AdminCommand::Gateway(GatewayCommand::List { access }) => gateway::list(&access).await,
         AdminCommand::Topic(command) => topic::run(command).await,
+        AdminCommand::Partition(command) => partition::run(command).await,
     }
 }
 

@@ -4,7 +4,7 @@ use anyhow::Context as _;
 use reqwest::Method;
 use serde_json::{Map, Value, json};
 
-use super::{cell, client, items, show};
+use super::{cell, client, items, partition, show};
 use crate::arguments::{Access, OutputFormat, TopicCommand, UsageError};
 use crate::output::{self, Table};
 use crate::rest::path_segment;
@@ -28,7 +28,34 @@ pub async fn run(command: TopicCommand) -> anyhow::Result<()> {
             }
             create(&access, &name, &topic).await
         }
-        TopicCommand::Describe { access, name } => describe(&access, &name).await,
+        TopicCommand::Describe {
+            access,
+            name,
+            under_replicated_partitions,
+            under_min_isr_partitions,
+            at_min_isr_partitions,
+            unavailable_partitions,
+        } => {
+            let states = [
+                (under_replicated_partitions, "under-replicated"),
+                (under_min_isr_partitions, "under-min-isr"),
+                (at_min_isr_partitions, "at-min-isr"),
+                (unavailable_partitions, "offline"),
+            ];
+            let state = states.iter().find(|(is_asked, _)| *is_asked);
+            match (state, name) {
+                (None, Some(name)) => describe(&access, &name).await,
+                (state, name) => {
+                    partition::list(&access, name.as_deref(), state.map(|state| state.1)).await
+                }
+            }
+        }
+        TopicCommand::Reassign {
+            access,
+            name,
+            brokers,
+            replication_factor,
+        } => reassign(&access, &name, &brokers, replication_factor).await,
         TopicCommand::AlterConfig {
             access,
             name,
@@ -90,6 +117,36 @@ async fn describe(access: &Access, name: &str) -> anyhow::Result<()> {
         .with_context(|| format!("cannot describe topic '{name}'"))?;
     show(access, &topic, render_topic);
     Ok(())
+}
+
+/// Places the partitions of a topic on the brokers in turn, so that each leads and holds its share.
+async fn reassign(
+    access: &Access,
+    name: &str,
+    brokers: &[i32],
+    replication_factor: Option<u16>,
+) -> anyhow::Result<()> {
+    let topic = client(access)?
+        .get(&topic_path(name)?)
+        .await
+        .with_context(|| format!("cannot describe topic '{name}'"))?;
+    let present = topic["replication_factor"].as_u64().unwrap_or(1);
+    let wanted = replication_factor.map_or(present, u64::from);
+    let wanted = usize::try_from(wanted)?;
+    if wanted > brokers.len() {
+        let count = brokers.len();
+        return Err(UsageError(format!(
+            "{wanted} replicas per partition do not fit on {count} brokers"
+        ))
+        .into());
+    }
+    let count = items(&topic, "partitions").len();
+    let moves = (0..count).map(|index| {
+        let replicas = (0..wanted).map(|place| brokers[(index + place) % brokers.len()]);
+        let partition = i32::try_from(index).unwrap_or(i32::MAX);
+        (name.to_owned(), partition, replicas.collect())
+    });
+    partition::reassign(access, moves.collect()).await
 }
 
 fn render_topic(topic: &Value) -> String {

@@ -1,10 +1,14 @@
-//! What the leader decides about topics before it proposes: checks, placement, ids, defaults.
+//! What the leader decides about topics, partitions and brokers before it proposes: checks,
+//! placement, ids, defaults.
 //!
 //! Invariant: every topic of a request gets its own result, and none is called done that is not.
 
+mod brokers;
 mod configs;
 mod create;
+mod leaders;
 mod name;
+mod reassignments;
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -14,8 +18,11 @@ use chronik_types::cluster_image::{ClusterImage, Topic};
 use chronik_types::id::TopicId;
 use tonic::Status;
 
+pub use brokers::{alter_cluster_settings, set_broker_drain, unregister_broker};
 pub use configs::alter_topic_configs;
 pub use create::{create_partitions, create_topics};
+pub use leaders::elect_leaders;
+pub use reassignments::{alter_reassignments, list_reassignments};
 
 use crate::command::{Command, Outcome, TopicRefusal};
 use crate::controller::Controller;

@@ -6,11 +6,11 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use chronik_types::cluster_image::{Broker, ClusterImage, ImageChange, Partition};
+use chronik_types::cluster_image::{Broker, ClusterImage, Drain, ImageChange, Partition};
 use chronik_types::epoch::{BrokerEpoch, PartitionEpoch};
 use chronik_types::id::BrokerId;
 
-use crate::command::{BrokerSession, Outcome, RegisterBroker};
+use crate::command::{BrokerRefusal, BrokerSession, Outcome, RegisterBroker};
 use crate::state::State;
 
 /// Begins a session. The broker epoch is the revision, so it is higher than any before.
@@ -35,6 +35,7 @@ pub fn register(state: &mut State, command: RegisterBroker, change: &mut ImageCh
     {
         return Outcome::BrokerIdInUse;
     }
+    let drain = present.map_or(Drain::None, |present| present.drain);
     // Whoever opened the same data folder holds its lock, so the process before it is gone.
     let disk_replaced = known_storage_id.is_some_and(|known| known != command.storage_id);
     let replaced = BTreeSet::from([broker_id]);
@@ -48,6 +49,7 @@ pub fn register(state: &mut State, command: RegisterBroker, change: &mut ImageCh
         rpc_address: command.rpc_address,
         rack: command.rack,
         fenced: false,
+        drain,
     });
     state.storage_ids.insert(broker_id, command.storage_id);
     Outcome::BrokerRegistered(broker_epoch)
@@ -76,9 +78,53 @@ pub fn fence(state: &State, sessions: &[BrokerSession], change: &mut ImageChange
     Outcome::Done
 }
 
+pub fn set_drain(
+    state: &State,
+    broker_id: BrokerId,
+    drain: Drain,
+    change: &mut ImageChange,
+) -> Outcome {
+    let Some(broker) = state.image.brokers.get(&broker_id) else {
+        return Outcome::Broker(Err(BrokerRefusal::Unknown(broker_id)));
+    };
+    if broker.drain != drain {
+        change.brokers.push(Broker {
+            drain,
+            ..broker.clone()
+        });
+    }
+    Outcome::Broker(Ok(()))
+}
+
+/// Forgets a broker that is fenced and is in no assignment.
+pub fn unregister(state: &mut State, broker_id: BrokerId, change: &mut ImageChange) -> Outcome {
+    let Some(broker) = state.image.brokers.get(&broker_id) else {
+        return Outcome::Broker(Err(BrokerRefusal::Unknown(broker_id)));
+    };
+    if !broker.fenced {
+        return Outcome::Broker(Err(BrokerRefusal::Active(broker_id)));
+    }
+    let partitions = state.image.topics.values().flat_map(|t| &t.partitions);
+    let is_there = |partition: &&Partition| {
+        let moving = partition.reassignment.as_deref();
+        partition.replica_on(broker_id).is_some()
+            || moving.is_some_and(|moving| moving.target.contains(&broker_id))
+    };
+    let replica_count = partitions.filter(is_there).count();
+    if replica_count > 0 {
+        return Outcome::Broker(Err(BrokerRefusal::HoldsReplicas {
+            broker_id,
+            replica_count,
+        }));
+    }
+    state.storage_ids.remove(&broker_id);
+    change.removed_brokers.push(broker_id);
+    Outcome::Broker(Ok(()))
+}
+
 /// Removes brokers from leadership and ISRs. With `incarnation`, their replicas become new ones,
-/// because their disk is another: an empty replica under an old Raft id could vote twice. (That
-/// the Raft group takes the new replica in is a membership change, made by reassignment.)
+/// because their disk is another: an empty replica under an old Raft id could vote twice. (The
+/// partition's leader then takes the new replica into the Raft group in place of the old one.)
 fn take_out_of_service(
     image: &ClusterImage,
     brokers: &BTreeSet<BrokerId>,
@@ -92,6 +138,12 @@ fn take_out_of_service(
             let mut next = partition.clone();
             if next.leader.is_some_and(|leader| brokers.contains(&leader)) {
                 next.leader = None;
+            }
+            if next
+                .wanted_leader
+                .is_some_and(|wanted| brokers.contains(&wanted))
+            {
+                next.wanted_leader = None;
             }
             for broker_id in brokers {
                 if next.isr.len() > 1 {

@@ -4,6 +4,7 @@
 //! same answer. A command that changes nothing does not take a revision.
 
 mod brokers;
+mod reassignment;
 mod reports;
 mod topics;
 
@@ -44,6 +45,25 @@ pub fn apply(state: &mut State, command: Command) -> (Outcome, Option<ImageChang
         Command::SetTopicConfigs(command) => topics::set_configs(state, command, &mut change),
         Command::AllocateProducerIds { count } => allocate_producer_ids(state, count),
         Command::ReportPartitions(command) => reports::report(state, &command, &mut change),
+        Command::AlterReassignments { changes } => reassignment::alter(state, changes, &mut change),
+        Command::ActivateReassignments { partitions } => {
+            reassignment::activate(state, &partitions, &mut change)
+        }
+        Command::SetWantedLeaders { leaders } => {
+            reassignment::set_wanted_leaders(state, &leaders, &mut change)
+        }
+        Command::SetBrokerDrain { broker_id, drain } => {
+            brokers::set_drain(state, broker_id, drain, &mut change)
+        }
+        Command::UnregisterBroker { broker_id } => {
+            brokers::unregister(state, broker_id, &mut change)
+        }
+        Command::SetClusterSettings { settings } => {
+            if state.image.settings != settings {
+                change.settings = Some(settings);
+            }
+            Outcome::Done
+        }
     };
     if is_empty(&change) {
         return (outcome, None);

@@ -9,6 +9,7 @@ use chronik_types::cluster_image::{ClusterImage, ImageChange, Partition};
 use chronik_types::id::BrokerId;
 
 use super::brokers::following;
+use super::reassignment::completed;
 use crate::command::{Outcome, PartitionKey, PartitionReport, ReportOutcome, ReportPartitions};
 use crate::state::State;
 
@@ -77,6 +78,10 @@ fn decide(
     let mut outcome = ReportOutcome::Accepted;
     if report.partition_epoch == partition.partition_epoch {
         next.isr = isr;
+        // The voters are those of this very epoch: whatever was asked since would have raised it.
+        if let Some(done) = completed(&next, &report.voters, |id| is_live(image, id)) {
+            next = done;
+        }
     } else {
         if !next.isr.contains(&reporter) {
             next.isr.push(reporter);
@@ -87,6 +92,9 @@ fn decide(
             outcome = ReportOutcome::StalePartitionEpoch;
         }
     }
+    let can_take_over =
+        |id: &BrokerId| *id != reporter && next.isr.contains(id) && next.replica_on(*id).is_some();
+    next.wanted_leader = next.wanted_leader.filter(can_take_over);
     if next == *partition {
         return (outcome, None);
     }

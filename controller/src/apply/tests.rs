@@ -2,16 +2,19 @@
 
 use std::collections::BTreeMap;
 
-use chronik_types::cluster_image::{ClusterImage, Gateway, Partition};
+use chronik_types::cluster_image::{
+    ClusterImage, ClusterSettings, Drain, Gateway, Partition, ReassignmentCause,
+};
 use chronik_types::epoch::{BrokerEpoch, LeaderEpoch, PartitionEpoch};
-use chronik_types::id::{BrokerId, RaftGroupId, TopicId};
+use chronik_types::id::{BrokerId, PartitionIndex, RaftGroupId, ReplicaId, TopicId};
 use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::apply;
 use crate::command::{
-    BrokerSession, Command, GatewaySession, Outcome, PartitionReport, PartitionsPlan,
-    RegisterBroker, ReportOutcome, ReportPartitions, SetTopicConfigs, TopicPlan, TopicRefusal,
+    BrokerRefusal, BrokerSession, Command, GatewaySession, Outcome, PartitionAt, PartitionReport,
+    PartitionsPlan, ReassignmentChange, ReassignmentRefusal, RegisterBroker, ReportOutcome,
+    ReportPartitions, SetTopicConfigs, TopicPlan, TopicRefusal, WantedLeader,
 };
 use crate::state::{State, StateDump};
 
@@ -65,6 +68,7 @@ fn report(
         leader_epoch: LeaderEpoch(leader_epoch),
         partition_epoch,
         caught_up: caught_up.iter().copied().map(BrokerId).collect(),
+        voters: Vec::new(),
     }];
     apply(
         state,
@@ -281,6 +285,268 @@ fn configs_and_partitions_change_only_what_was_looked_at() {
     assert_eq!(apply(&mut state, grow()), (changed, None));
 }
 
+fn move_to(state: &mut State, target: Option<&[i32]>) -> Outcome {
+    let target = target.map(|ids| ids.iter().copied().map(BrokerId).collect());
+    let change = ReassignmentChange {
+        topic_id: topic_id(1),
+        partition: PartitionIndex(0),
+        target,
+        cause: ReassignmentCause::Request,
+    };
+    let changes = vec![change];
+    apply(state, Command::AlterReassignments { changes }).0
+}
+
+fn activate(state: &mut State) {
+    let now = partition(state);
+    let at = PartitionAt {
+        topic_id: topic_id(1),
+        partition: now.partition,
+        partition_epoch: now.partition_epoch,
+    };
+    let partitions = vec![at];
+    apply(state, Command::ActivateReassignments { partitions });
+}
+
+fn report_voters(state: &mut State, reporter: i32, caught_up: &[i32], voters: Vec<ReplicaId>) {
+    let (session, known) = (session(state, reporter), partition(state));
+    let reports = vec![PartitionReport {
+        raft_group_id: RaftGroupId(1),
+        leader_epoch: known.leader_epoch,
+        partition_epoch: known.partition_epoch,
+        caught_up: caught_up.iter().copied().map(BrokerId).collect(),
+        voters,
+    }];
+    let command = Command::ReportPartitions(ReportPartitions { session, reports });
+    assert_eq!(apply(state, command).0, accepted());
+}
+
+fn replicas(state: &State) -> Vec<i32> {
+    partition(state).brokers().map(|id| id.0).collect()
+}
+
+fn moved() -> Outcome {
+    Outcome::Reassigned(vec![Ok(())])
+}
+
+/// As `three_brokers`, led by 1 and with brokers 4 and 5 besides.
+fn five_brokers() -> State {
+    let mut state = three_brokers();
+    register(&mut state, 4, 4, 104);
+    register(&mut state, 5, 5, 105);
+    let epoch = partition(&state).partition_epoch;
+    assert_eq!(report(&mut state, 1, 1, epoch, &[1, 2, 3]), accepted());
+    state
+}
+
+#[test]
+fn a_move_waits_runs_and_ends_when_exactly_the_target_votes_and_is_in_sync() {
+    let mut state = five_brokers();
+    let before = partition(&state);
+    assert_eq!(move_to(&mut state, Some(&[4, 1, 5])), moved());
+    assert_eq!(
+        partition(&state).replicas,
+        before.replicas,
+        "it waits its turn"
+    );
+    activate(&mut state);
+    let under_way = partition(&state);
+    assert_eq!(replicas(&state), [4, 1, 5, 2, 3]);
+    assert_eq!(
+        under_way.replicas[1], before.replicas[0],
+        "who stays is the same"
+    );
+    assert_eq!(under_way.replicas[0].incarnation, state.image.revision);
+    assert_eq!(
+        (under_way.adding(), under_way.removing()),
+        (
+            vec![BrokerId(4), BrokerId(5)],
+            vec![BrokerId(2), BrokerId(3)]
+        )
+    );
+    let target = under_way.target_replicas();
+    assert_eq!(target, under_way.replicas[..3]);
+
+    // Voters without being in sync, being in sync without the voters, and voters of before.
+    report_voters(&mut state, 1, &[1, 2, 3, 4], target.clone());
+    assert!(partition(&state).reassignment.is_some());
+    report_voters(&mut state, 1, &[1, 2, 3, 4, 5], Vec::new());
+    report_voters(&mut state, 1, &[1, 2, 3, 4, 5], before.replicas.clone());
+    assert!(partition(&state).reassignment.is_some());
+    report_voters(&mut state, 1, &[1, 4, 5], target.clone());
+    let done = partition(&state);
+    assert_eq!((done.reassignment, done.replicas), (None, target));
+    assert_eq!(isr(&state), [4, 1, 5]);
+}
+
+#[test]
+fn a_late_report_of_voters_does_not_end_a_move_that_was_changed_since() {
+    let mut state = five_brokers();
+    move_to(&mut state, Some(&[1, 4, 5]));
+    activate(&mut state);
+    let (early, target) = (partition(&state), partition(&state).target_replicas());
+    move_to(&mut state, None);
+    move_to(&mut state, Some(&[1, 4, 5]));
+    assert_eq!(partition(&state).target_replicas(), target);
+    let reports = vec![PartitionReport {
+        raft_group_id: RaftGroupId(1),
+        leader_epoch: early.leader_epoch,
+        partition_epoch: early.partition_epoch,
+        caught_up: (1..=5).map(BrokerId).collect(),
+        voters: target,
+    }];
+    let session = session(&state, 1);
+    apply(
+        &mut state,
+        Command::ReportPartitions(ReportPartitions { session, reports }),
+    );
+    assert!(partition(&state).reassignment.is_some());
+}
+
+#[test]
+fn a_cancelled_move_goes_back_and_keeps_all_replicas_until_the_voters_are_back() {
+    let mut state = five_brokers();
+    let before = partition(&state);
+    let none = Outcome::Reassigned(vec![Err(ReassignmentRefusal::NoneInProgress)]);
+    assert_eq!(move_to(&mut state, None), none);
+    // One that waits is forgotten at once.
+    move_to(&mut state, Some(&[4, 5]));
+    assert_eq!(move_to(&mut state, None), moved());
+    assert_eq!(partition(&state).reassignment, None);
+
+    move_to(&mut state, Some(&[4, 5]));
+    activate(&mut state);
+    assert_eq!(move_to(&mut state, None), moved());
+    assert_eq!(replicas(&state), [1, 2, 3, 4, 5]);
+    let back = partition(&state);
+    assert_eq!(back.target_replicas(), before.replicas);
+    assert_eq!(
+        (back.adding(), back.removing()),
+        (vec![], vec![BrokerId(4), BrokerId(5)])
+    );
+    report_voters(&mut state, 1, &[1, 2, 3], before.replicas.clone());
+    let done = partition(&state);
+    assert_eq!((done.reassignment, done.replicas), (None, before.replicas));
+}
+
+#[test]
+fn a_new_order_of_the_same_replicas_needs_no_move() {
+    let mut state = five_brokers();
+    assert_eq!(move_to(&mut state, Some(&[3, 1, 2])), moved());
+    assert_eq!(replicas(&state), [3, 1, 2]);
+    assert_eq!(partition(&state).reassignment, None);
+    let refused = |refusal| Outcome::Reassigned(vec![Err(refusal)]);
+    assert_eq!(
+        move_to(&mut state, Some(&[1, 9])),
+        refused(ReassignmentRefusal::UnknownBroker(BrokerId(9)))
+    );
+    let invalid = refused(ReassignmentRefusal::InvalidTarget);
+    assert_eq!(move_to(&mut state, Some(&[])), invalid);
+    assert_eq!(move_to(&mut state, Some(&[1, 1])), invalid);
+    let mut unled = three_brokers();
+    let never = refused(ReassignmentRefusal::NeverLed);
+    assert_eq!(move_to(&mut unled, Some(&[1])), never);
+}
+
+#[test]
+fn a_target_that_died_does_not_hold_a_move_up_and_a_lost_disk_gives_a_new_replica() {
+    let mut state = five_brokers();
+    move_to(&mut state, Some(&[1, 4, 5]));
+    activate(&mut state);
+    let target = partition(&state).target_replicas();
+    let gone = session(&state, 5);
+    apply(
+        &mut state,
+        Command::FenceBrokers {
+            brokers: vec![gone],
+        },
+    );
+    report_voters(&mut state, 1, &[1, 4], target);
+    assert_eq!(partition(&state).reassignment, None);
+    assert_eq!((replicas(&state), isr(&state)), (vec![1, 4, 5], vec![1, 4]));
+    let lost = partition(&state).replicas[2];
+    register(&mut state, 5, 55, 999);
+    assert!(partition(&state).replicas[2].incarnation > lost.incarnation);
+}
+
+#[test]
+fn a_wanted_leader_is_in_sync_and_forgotten_once_it_leads_or_cannot() {
+    let mut state = five_brokers();
+    let want = |state: &mut State, leader: i32| {
+        let now = partition(state);
+        let at = PartitionAt {
+            topic_id: topic_id(1),
+            partition: now.partition,
+            partition_epoch: now.partition_epoch,
+        };
+        let leader = Some(BrokerId(leader));
+        let leaders = vec![WantedLeader { at, leader }];
+        apply(state, Command::SetWantedLeaders { leaders });
+        partition(state).wanted_leader
+    };
+    assert_eq!(want(&mut state, 4), None, "it holds nothing");
+    assert_eq!(want(&mut state, 2), Some(BrokerId(2)));
+    let epoch = partition(&state).partition_epoch;
+    report(&mut state, 2, 2, epoch, &[1, 2, 3]);
+    assert_eq!(partition(&state).wanted_leader, None);
+    assert_eq!(want(&mut state, 3), Some(BrokerId(3)));
+    let gone = session(&state, 3);
+    apply(
+        &mut state,
+        Command::FenceBrokers {
+            brokers: vec![gone],
+        },
+    );
+    assert_eq!(partition(&state).wanted_leader, None);
+}
+
+#[test]
+fn a_broker_is_unregistered_when_fenced_and_empty_and_a_drain_outlives_its_restart() {
+    let mut state = five_brokers();
+    let unregister = |state: &mut State, id: i32| {
+        let broker_id = BrokerId(id);
+        match apply(state, Command::UnregisterBroker { broker_id }).0 {
+            Outcome::Broker(result) => result,
+            other => panic!("{other:?}"),
+        }
+    };
+    let fence = |state: &mut State, id: i32| {
+        let brokers = vec![session(state, id)];
+        apply(state, Command::FenceBrokers { brokers });
+    };
+    assert!(matches!(
+        unregister(&mut state, 5),
+        Err(BrokerRefusal::Active(_))
+    ));
+    fence(&mut state, 5);
+    assert_eq!(unregister(&mut state, 5), Ok(()));
+    assert!(!state.image.brokers.contains_key(&BrokerId(5)));
+    assert!(matches!(
+        unregister(&mut state, 5),
+        Err(BrokerRefusal::Unknown(_))
+    ));
+    fence(&mut state, 3);
+    let held = unregister(&mut state, 3);
+    assert!(matches!(
+        held,
+        Err(BrokerRefusal::HoldsReplicas {
+            replica_count: 1,
+            ..
+        })
+    ));
+    move_to(&mut state, Some(&[1, 2, 4]));
+    fence(&mut state, 4);
+    assert!(
+        unregister(&mut state, 4).is_err(),
+        "it is the target of a move"
+    );
+
+    let (broker_id, drain) = (BrokerId(2), Drain::Replicas);
+    apply(&mut state, Command::SetBrokerDrain { broker_id, drain });
+    register(&mut state, 2, 22, 102);
+    assert_eq!(state.image.brokers[&broker_id].drain, drain);
+}
+
 fn any_command() -> impl Strategy<Value = Command> {
     let broker = 0..4_i32;
     let id = 0..6_u128;
@@ -338,6 +604,7 @@ fn any_command() -> impl Strategy<Value = Command> {
                                 .map(BrokerId)
                                 .filter(|id| caught_up[usize::try_from(id.0).unwrap()])
                                 .collect(),
+                            voters: Vec::new(),
                         }],
                     })
                 }
@@ -350,6 +617,42 @@ fn any_command() -> impl Strategy<Value = Command> {
                 endpoints: Vec::new(),
             },
         }),
+        (
+            0..6_u128,
+            proptest::option::of(proptest::collection::vec(0..5_i32, 0..4))
+        )
+            .prop_map(|(id, target)| Command::AlterReassignments {
+                changes: vec![ReassignmentChange {
+                    topic_id: topic_id(id),
+                    partition: PartitionIndex(0),
+                    target: target.map(|ids| ids.into_iter().map(BrokerId).collect()),
+                    cause: ReassignmentCause::Balance,
+                }],
+            }),
+        (0..6_u128, 0..9_i32).prop_map(|(id, epoch)| Command::ActivateReassignments {
+            partitions: vec![any_at(id, epoch)],
+        }),
+        (0..6_u128, 0..9_i32, 0..4_i32).prop_map(|(id, epoch, leader)| {
+            Command::SetWantedLeaders {
+                leaders: vec![WantedLeader {
+                    at: any_at(id, epoch),
+                    leader: Some(BrokerId(leader)),
+                }],
+            }
+        }),
+        (0..5_i32, any::<bool>()).prop_map(|(id, all)| Command::SetBrokerDrain {
+            broker_id: BrokerId(id),
+            drain: if all { Drain::Replicas } else { Drain::Leaders },
+        }),
+        (0..5_i32).prop_map(|id| Command::UnregisterBroker {
+            broker_id: BrokerId(id)
+        }),
+        (1..4_u32).prop_map(|reassignment_parallel_max| Command::SetClusterSettings {
+            settings: ClusterSettings {
+                reassignment_parallel_max,
+                ..ClusterSettings::default()
+            },
+        }),
         (0..2_u8, 0..6_u128).prop_map(|(gateway, id)| Command::RemoveGateways {
             gateways: vec![GatewaySession {
                 gateway_id: format!("g{gateway}"),
@@ -357,6 +660,14 @@ fn any_command() -> impl Strategy<Value = Command> {
             }],
         }),
     ]
+}
+
+fn any_at(id: u128, epoch: i32) -> PartitionAt {
+    PartitionAt {
+        topic_id: topic_id(id),
+        partition: PartitionIndex(0),
+        partition_epoch: PartitionEpoch(epoch),
+    }
 }
 
 /// Reports name the sessions that there are now and then, so that they get past the first check.

@@ -195,5 +195,7 @@ fn new_partition(
         leader: None,
         leader_epoch: LeaderEpoch(0),
         partition_epoch: PartitionEpoch(0),
+        reassignment: None,
+        wanted_leader: None,
     }
 }

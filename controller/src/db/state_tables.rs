@@ -5,7 +5,9 @@
 
 use std::sync::Arc;
 
-use chronik_types::cluster_image::{Broker, Controller, Gateway, Partition, Topic};
+use chronik_types::cluster_image::{
+    Broker, ClusterSettings, Controller, Gateway, Partition, Topic,
+};
 use chronik_types::epoch::{BrokerEpoch, LeaderEpoch, PartitionEpoch};
 use chronik_types::id::{BrokerId, ControllerId, PartitionIndex, RaftGroupId, TopicId};
 use serde::Serialize;
@@ -34,6 +36,7 @@ pub struct ClusterRow {
     pub controller_leader: Option<ControllerId>,
     pub next_raft_group_id: u64,
     pub next_producer_id: i64,
+    pub settings: ClusterSettings,
 }
 
 /// The rows that some applied commands touched, as they are afterwards.
@@ -43,6 +46,7 @@ pub struct StateRows {
     pub cluster: ClusterRow,
     pub controllers: Vec<Controller>,
     pub brokers: Vec<BrokerRow>,
+    pub removed_brokers: Vec<BrokerId>,
     pub gateways: Vec<Gateway>,
     pub removed_gateways: Vec<String>,
     /// Topics of which every partition is written.
@@ -54,6 +58,12 @@ pub struct StateRows {
 pub async fn save(connection: &mut SqliteConnection, rows: &StateRows) -> Result<(), DbError> {
     save_applied(connection, &rows.applied).await?;
     save_cluster(connection, &rows.cluster).await?;
+    for removed in &rows.removed_brokers {
+        sqlx::query("DELETE FROM brokers WHERE broker_id = ?")
+            .bind(removed.0)
+            .execute(&mut *connection)
+            .await?;
+    }
     for removed in &rows.removed_gateways {
         sqlx::query("DELETE FROM gateways WHERE gateway_id = ?")
             .bind(removed)
@@ -94,9 +104,11 @@ pub async fn replace(
             controller_leader: dump.controller_leader,
             next_raft_group_id: dump.next_raft_group_id,
             next_producer_id: dump.next_producer_id,
+            settings: dump.settings.clone(),
         },
         controllers: dump.controllers.clone(),
         brokers: dump.brokers.clone(),
+        removed_brokers: Vec::new(),
         gateways: dump.gateways.clone(),
         removed_gateways: Vec::new(),
         topics: dump.topics.clone(),
@@ -110,15 +122,18 @@ pub async fn replace(
 pub async fn load(
     connection: &mut SqliteConnection,
 ) -> Result<(Option<AppliedRow>, Option<StateDump>), DbError> {
-    type Cluster = (String, i64, Option<i64>, i64, i64);
+    type Cluster = (String, i64, Option<i64>, i64, i64, String);
     let applied = load_applied(connection).await?;
     let cluster: Option<Cluster> = sqlx::query_as(
-        "SELECT cluster_id, revision, controller_leader, next_raft_group_id, next_producer_id
+        "SELECT cluster_id, revision, controller_leader, next_raft_group_id, next_producer_id,
+                settings
          FROM cluster",
     )
     .fetch_optional(&mut *connection)
     .await?;
-    let Some((cluster_id, revision, leader, next_raft_group_id, next_producer_id)) = cluster else {
+    let Some((cluster_id, revision, leader, next_raft_group_id, next_producer_id, settings)) =
+        cluster
+    else {
         return Ok((applied, None));
     };
     let controller_leader = leader
@@ -136,6 +151,7 @@ pub async fn load(
         brokers: load_brokers(connection).await?,
         gateways: load_gateways(connection).await?,
         topics: load_topics(connection).await?,
+        settings: json("settings", &settings)?,
     };
     Ok((applied, Some(dump)))
 }
@@ -145,7 +161,8 @@ const PUT_CONTROLLERS: &str = "INSERT OR REPLACE INTO controllers
     FROM json_each(?)";
 const PUT_BROKERS: &str = "INSERT OR REPLACE INTO brokers
     SELECT value->>'broker_id', value->>'incarnation_id', value->>'broker_epoch',
-           value->>'rpc_address', value->>'rack', value->>'fenced', value->>'storage_id'
+           value->>'rpc_address', value->>'rack', value->>'fenced', value->>'storage_id',
+           value->>'drain'
     FROM json_each(?)";
 const PUT_GATEWAYS: &str = "INSERT OR REPLACE INTO gateways
     SELECT value->>'gateway_id', value->>'incarnation_id', value->>'rack', value->'endpoints'
@@ -155,7 +172,8 @@ const PUT_TOPICS: &str = "INSERT OR REPLACE INTO topics
 const PUT_PARTITIONS: &str = "INSERT OR REPLACE INTO partitions
     SELECT value->>0, value->1->>'partition', value->1->>'raft_group_id', value->1->'replicas',
            value->1->'isr', value->1->>'leader', value->1->>'leader_epoch',
-           value->1->>'partition_epoch'
+           value->1->>'partition_epoch',
+           value->1->>'reassignment', value->1->>'wanted_leader'
     FROM json_each(?)";
 /// Rows of one statement: bounds the JSON text in memory.
 const ROWS_PER_STATEMENT: usize = 5000;
@@ -236,12 +254,17 @@ async fn save_cluster(
     connection: &mut SqliteConnection,
     cluster: &ClusterRow,
 ) -> Result<(), DbError> {
-    sqlx::query("INSERT OR REPLACE INTO cluster VALUES (1, ?, ?, ?, ?, ?)")
+    let settings = serde_json::to_string(&cluster.settings).map_err(|error| DbError::Corrupt {
+        what: "settings",
+        why: error.to_string(),
+    })?;
+    sqlx::query("INSERT OR REPLACE INTO cluster VALUES (1, ?, ?, ?, ?, ?, ?)")
         .bind(&cluster.cluster_id)
         .bind(signed(cluster.revision))
         .bind(cluster.controller_leader.map(|id| signed(id.0)))
         .bind(signed(cluster.next_raft_group_id))
         .bind(cluster.next_producer_id)
+        .bind(settings)
         .execute(connection)
         .await?;
     Ok(())
@@ -292,16 +315,26 @@ async fn load_controllers(connection: &mut SqliteConnection) -> Result<Vec<Contr
 }
 
 async fn load_brokers(connection: &mut SqliteConnection) -> Result<Vec<BrokerRow>, DbError> {
-    type Row = (i32, String, i64, String, Option<String>, bool, String);
+    type Row = (
+        i32,
+        String,
+        i64,
+        String,
+        Option<String>,
+        bool,
+        String,
+        String,
+    );
     let rows: Vec<Row> = sqlx::query_as(
-        "SELECT broker_id, incarnation_id, broker_epoch, rpc_address, rack, fenced, storage_id
+        "SELECT broker_id, incarnation_id, broker_epoch, rpc_address, rack, fenced, storage_id,
+                drain
          FROM brokers",
     )
     .fetch_all(connection)
     .await?;
     rows.into_iter()
         .map(
-            |(broker_id, incarnation_id, epoch, rpc_address, rack, fenced, storage_id)| {
+            |(broker_id, incarnation_id, epoch, rpc_address, rack, fenced, storage_id, drain)| {
                 let broker = Broker {
                     broker_id: BrokerId(broker_id),
                     incarnation_id: uuid(&incarnation_id)?,
@@ -309,6 +342,7 @@ async fn load_brokers(connection: &mut SqliteConnection) -> Result<Vec<BrokerRow
                     rpc_address,
                     rack,
                     fenced,
+                    drain: json("drain", &format!("\"{drain}\""))?,
                 };
                 Ok(BrokerRow {
                     broker,
@@ -341,15 +375,7 @@ async fn load_topics(connection: &mut SqliteConnection) -> Result<Vec<Arc<Topic>
         sqlx::query_as("SELECT topic_id, name, configs FROM topics ORDER BY topic_id")
             .fetch_all(&mut *connection)
             .await?;
-    type PartitionRow = (String, i32, i64, String, String, Option<i32>, i32, i32);
-    let partitions: Vec<PartitionRow> = sqlx::query_as(
-        "SELECT topic_id, partition_index, raft_group_id, replicas, isr, leader, leader_epoch,
-                partition_epoch
-         FROM partitions ORDER BY topic_id, partition_index",
-    )
-    .fetch_all(connection)
-    .await?;
-    let mut partitions = partitions.into_iter().peekable();
+    let mut partitions = load_partitions(connection).await?.into_iter().peekable();
     let mut topics = Vec::with_capacity(rows.len());
     for (topic_id, name, configs) in rows {
         let mut topic = Topic {
@@ -358,21 +384,54 @@ async fn load_topics(connection: &mut SqliteConnection) -> Result<Vec<Arc<Topic>
             configs: json("configs", &configs)?,
             partitions: Vec::new(),
         };
-        while let Some(row) = partitions.next_if(|row| row.0 == topic_id) {
-            let (_, index, group, replicas, isr, leader, leader_epoch, partition_epoch) = row;
-            topic.partitions.push(Partition {
-                partition: PartitionIndex(index),
-                raft_group_id: RaftGroupId(unsigned("raft group id", group)?),
-                replicas: json("replicas", &replicas)?,
-                isr: json("isr", &isr)?,
-                leader: leader.map(BrokerId),
-                leader_epoch: LeaderEpoch(leader_epoch),
-                partition_epoch: PartitionEpoch(partition_epoch),
-            });
+        while let Some((_, partition)) = partitions.next_if(|(id, _)| *id == topic_id) {
+            topic.partitions.push(partition);
         }
         topics.push(Arc::new(topic));
     }
     Ok(topics)
+}
+
+/// All partitions with their topic's id, by topic and index.
+async fn load_partitions(
+    connection: &mut SqliteConnection,
+) -> Result<Vec<(String, Partition)>, DbError> {
+    #[derive(sqlx::FromRow)]
+    struct Row {
+        topic_id: String,
+        partition_index: i32,
+        raft_group_id: i64,
+        replicas: String,
+        isr: String,
+        leader: Option<i32>,
+        leader_epoch: i32,
+        partition_epoch: i32,
+        reassignment: Option<String>,
+        wanted_leader: Option<i32>,
+    }
+    let rows: Vec<Row> =
+        sqlx::query_as("SELECT * FROM partitions ORDER BY topic_id, partition_index")
+            .fetch_all(connection)
+            .await?;
+    rows.into_iter()
+        .map(|row| {
+            let reassignment = row.reassignment.as_deref();
+            let partition = Partition {
+                partition: PartitionIndex(row.partition_index),
+                raft_group_id: RaftGroupId(unsigned("raft group id", row.raft_group_id)?),
+                replicas: json("replicas", &row.replicas)?,
+                isr: json("isr", &row.isr)?,
+                leader: row.leader.map(BrokerId),
+                leader_epoch: LeaderEpoch(row.leader_epoch),
+                partition_epoch: PartitionEpoch(row.partition_epoch),
+                reassignment: reassignment
+                    .map(|text| json("reassignment", text))
+                    .transpose()?,
+                wanted_leader: row.wanted_leader.map(BrokerId),
+            };
+            Ok((row.topic_id, partition))
+        })
+        .collect()
 }
 
 fn uuid(text: &str) -> Result<Uuid, DbError> {

@@ -248,7 +248,16 @@ impl Touched {
             })
             .collect();
         let present = |id: &ControllerId| image.controllers.get(id).cloned();
-        let brokers = self.brokers.iter().filter_map(|id| image.brokers.get(id));
+        let (brokers, removed_brokers) = split(
+            self.brokers.iter(),
+            |id| {
+                image
+                    .brokers
+                    .get(*id)
+                    .map(|broker| broker_row(state, broker))
+            },
+            |id| *id,
+        );
         Ok(StateRows {
             applied: codec::applied_row(machine.applied.as_ref(), &machine.membership)?,
             cluster: ClusterRow {
@@ -257,9 +266,11 @@ impl Touched {
                 controller_leader: image.controller_leader,
                 next_raft_group_id: state.next_raft_group_id,
                 next_producer_id: state.next_producer_id,
+                settings: image.settings.clone(),
             },
             controllers: self.controllers.iter().filter_map(present).collect(),
-            brokers: brokers.map(|broker| broker_row(state, broker)).collect(),
+            brokers,
+            removed_brokers,
             gateways,
             removed_gateways,
             topics,

@@ -31,9 +31,8 @@ pub async fn describe_cluster(State(api): State<Api>) -> Json<dto::Cluster> {
         topic_count: image.topics.len(),
         partition_count: partitions().count(),
         leaderless_partition_count: partitions().filter(|p| p.leader.is_none()).count(),
-        under_replicated_partition_count: partitions()
-            .filter(|p| p.isr.len() < p.replicas.len())
-            .count(),
+        under_replicated_partition_count: partitions().filter(|p| p.is_under_replicated()).count(),
+        reassigning_partition_count: partitions().filter(|p| p.reassignment.is_some()).count(),
     })
 }
 
@@ -114,6 +113,7 @@ fn brokers(image: &ClusterImage) -> Vec<dto::Broker> {
             rpc_address: broker.rpc_address.clone(),
             rack: broker.rack.clone(),
             fenced: broker.fenced,
+            drain: broker.drain.into(),
             broker_epoch: broker.broker_epoch.0,
             incarnation_id: broker.incarnation_id.to_string(),
             leader_count: leader_count(broker.broker_id),

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 
 use chronik_types::cluster_image as image;
+
+pub use super::placement_dto::*;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -21,6 +23,8 @@ pub struct Cluster {
     pub partition_count: usize,
     pub leaderless_partition_count: usize,
     pub under_replicated_partition_count: usize,
+    /// Partitions whose replicas are being moved, or wait for that.
+    pub reassigning_partition_count: usize,
 }
 
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
@@ -48,6 +52,8 @@ pub struct Broker {
     pub rack: Option<String>,
     /// Registered, but not trusted to lead or serve.
     pub fenced: bool,
+    /// What an operator wants it to be free of.
+    pub drain: DrainKind,
     pub broker_epoch: u64,
     pub incarnation_id: String,
     pub leader_count: usize,
@@ -109,6 +115,10 @@ pub struct Partition {
     /// Brokers of the assignment, preferred leader first.
     pub replicas: Vec<i32>,
     pub isr: Vec<i32>,
+    /// Brokers on their way in; a part of `replicas` once the move is under way.
+    pub adding: Vec<i32>,
+    /// Brokers on their way out; a part of `replicas`.
+    pub removing: Vec<i32>,
 }
 
 /// A topic to create. Without `partition_count` or `replication_factor` the cluster's defaults.
@@ -201,6 +211,8 @@ impl From<&image::Partition> for Partition {
                 .map(|replica| replica.broker_id.0)
                 .collect(),
             isr: partition.isr.iter().map(|id| id.0).collect(),
+            adding: partition.adding().iter().map(|id| id.0).collect(),
+            removing: partition.removing().iter().map(|id| id.0).collect(),
         }
     }
 }
@@ -224,5 +236,5 @@ fn replication_factor(topic: &image::Topic) -> usize {
     topic
         .partitions
         .first()
-        .map_or(0, |partition| partition.replicas.len())
+        .map_or(0, |partition| partition.target_replicas().len())
 }

@@ -2,8 +2,8 @@
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::rejection::{JsonRejection, PathRejection};
-use axum::extract::{FromRequest, FromRequestParts, Path, Request};
+use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::Next;
@@ -72,8 +72,8 @@ impl Problem {
         Self::new(status, "internal-error", "Internal error", detail)
     }
 
-    /// The problem of a topic's result; None where there is none.
-    pub fn of_topic(error: v1::AdminError, detail: String) -> Option<Self> {
+    /// The problem of one result; None where there is none.
+    pub fn of_result(error: v1::AdminError, detail: String) -> Option<Self> {
         use v1::AdminError as E;
         let (status, kind, title) = match error {
             E::None => return None,
@@ -114,8 +114,54 @@ impl Problem {
                 "duplicate-in-request",
                 "Named twice in one request",
             ),
+            E::UnknownPartition
+            | E::NoReassignmentInProgress
+            | E::LeaderNotAvailable
+            | E::PreferredLeaderNotAvailable
+            | E::ElectionNotNeeded
+            | E::UncleanElectionUnsupported
+            | E::UnknownBroker
+            | E::BrokerNeeded
+            | E::Changed => of_placement(error),
         };
         Some(Self::new(status, kind, title, detail))
+    }
+}
+
+/// Problems with where replicas and leaders are.
+fn of_placement(error: v1::AdminError) -> (StatusCode, &'static str, &'static str) {
+    use v1::AdminError as E;
+    let conflict = |kind, title| (StatusCode::CONFLICT, kind, title);
+    let not_found = |kind, title| (StatusCode::NOT_FOUND, kind, title);
+    match error {
+        E::UnknownPartition => not_found("unknown-partition", "Unknown partition"),
+        E::UnknownBroker => not_found("unknown-broker", "Unknown broker"),
+        E::NoReassignmentInProgress => {
+            not_found("no-reassignment-in-progress", "No reassignment in progress")
+        }
+        E::LeaderNotAvailable => conflict("leader-not-available", "No leader"),
+        E::PreferredLeaderNotAvailable => conflict(
+            "preferred-leader-not-available",
+            "Preferred leader not available",
+        ),
+        E::ElectionNotNeeded => conflict("election-not-needed", "Election not needed"),
+        E::UncleanElectionUnsupported => (
+            StatusCode::NOT_IMPLEMENTED,
+            "unclean-election-unsupported",
+            "There are no unclean elections",
+        ),
+        E::BrokerNeeded => conflict("broker-needed", "The broker is needed"),
+        E::None
+        | E::TopicAlreadyExists
+        | E::UnknownTopic
+        | E::InvalidTopicName
+        | E::InvalidPartitions
+        | E::InvalidReplicationFactor
+        | E::InvalidReplicaAssignment
+        | E::InvalidConfig
+        | E::TimedOut
+        | E::DuplicateInRequest
+        | E::Changed => conflict("changed", "Changed by somebody else"),
     }
 }
 
@@ -214,6 +260,24 @@ impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for PathOf<
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let Path(path) = Path::from_request_parts(parts, state).await?;
         Ok(Self(path))
+    }
+}
+
+/// `axum::extract::Query`, likewise.
+pub struct QueryOf<T>(pub T);
+
+impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for QueryOf<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let Query(query) = Query::from_request_parts(parts, state).await?;
+        Ok(Self(query))
+    }
+}
+
+impl From<QueryRejection> for Problem {
+    fn from(rejection: QueryRejection) -> Self {
+        Self::malformed(rejection.status(), rejection.body_text())
     }
 }
 

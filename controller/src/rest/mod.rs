@@ -6,7 +6,14 @@
 mod cluster;
 mod dto;
 mod error;
+mod operations;
+mod partition_state;
+mod placement;
+mod placement_dto;
 mod topics;
+
+pub use dto::PartitionState;
+pub use partition_state::is_in as is_partition_in;
 
 use std::sync::Arc;
 
@@ -44,7 +51,8 @@ pub struct Api {
     ),
     tags(
         (name = "cluster", description = "Controllers, brokers, gateways"),
-        (name = "topics", description = "Topics, partitions, configs")
+        (name = "topics", description = "Topics, partitions, configs"),
+        (name = "placement", description = "Where replicas and leaders are, and moves of them")
     )
 )]
 struct ApiDoc;
@@ -56,12 +64,32 @@ pub fn api(controller: Controller) -> (Router, utoipa::openapi::OpenApi) {
         .routes(routes!(cluster::describe_cluster))
         .routes(routes!(cluster::list_controllers))
         .routes(routes!(cluster::list_brokers))
-        .routes(routes!(cluster::describe_broker))
+        .routes(routes!(
+            operations::describe_settings,
+            operations::alter_settings
+        ))
+        .routes(routes!(
+            cluster::describe_broker,
+            operations::unregister_broker
+        ))
+        .routes(routes!(
+            operations::drain_broker,
+            operations::describe_drain,
+            operations::end_drain
+        ))
         .routes(routes!(cluster::list_gateways))
         .routes(routes!(topics::list_topics, topics::create_topic))
         .routes(routes!(topics::describe_topic, topics::delete_topic))
         .routes(routes!(topics::alter_configs))
         .routes(routes!(topics::add_partitions))
+        .routes(routes!(placement::list_partitions))
+        .routes(routes!(
+            placement::list_reassignments,
+            placement::alter_reassignments,
+            placement::cancel_reassignments
+        ))
+        .routes(routes!(placement::elect_leaders))
+        .routes(routes!(placement::rebalance))
         .split_for_parts();
     (router.with_state(Api { controller, admin }), document)
 }

@@ -58,7 +58,7 @@ pub async fn create_topic(
     let response = api.admin.create_topics(traced(request, &headers)).await?;
     api.controller.await_revision_of(&response).await;
     let created = response.into_inner().topics.pop().ok_or_else(no_result)?;
-    if let Some(problem) = Problem::of_topic(created.error(), created.error_message) {
+    if let Some(problem) = Problem::of_result(created.error(), created.error_message) {
         return Err(problem);
     }
     if validate_only {
@@ -199,7 +199,7 @@ fn broker_lists(assignments: Vec<Vec<i32>>) -> Vec<v1::BrokerList> {
 }
 
 /// The request with the trace context that came over HTTP.
-fn traced<T>(message: T, headers: &HeaderMap) -> Request<T> {
+pub fn traced<T>(message: T, headers: &HeaderMap) -> Request<T> {
     let mut request = Request::new(message);
     let traceparent = headers
         .get("traceparent")
@@ -212,7 +212,7 @@ fn traced<T>(message: T, headers: &HeaderMap) -> Request<T> {
 
 fn done(results: v1::TopicResults) -> Result<TopicId, Problem> {
     let result = results.topics.into_iter().next().ok_or_else(no_result)?;
-    match Problem::of_topic(result.error(), result.error_message) {
+    match Problem::of_result(result.error(), result.error_message) {
         Some(problem) => Err(problem),
         None => Ok(TopicId(
             chronik_proto::uuid("topic_id", &result.topic_id)

@@ -101,4 +101,52 @@ impl Admin for AdminRpc {
         "controller.allocate_producer_ids",
         |_| 0
     );
+    decided_by_leader!(
+        alter_reassignments,
+        admin::alter_reassignments,
+        v1::AlterReassignmentsRequest,
+        v1::PartitionResults,
+        "controller.alter_reassignments",
+        |_| 0
+    );
+    decided_by_leader!(
+        list_reassignments,
+        admin::list_reassignments,
+        v1::ListReassignmentsRequest,
+        v1::ListReassignmentsResponse,
+        "controller.list_reassignments",
+        |_| 0
+    );
+    decided_by_leader!(
+        elect_leaders,
+        admin::elect_leaders,
+        v1::ElectLeadersRequest,
+        v1::PartitionResults,
+        "controller.elect_leaders",
+        |request| request.timeout_ms
+    );
+    decided_by_leader!(
+        set_broker_drain,
+        admin::set_broker_drain,
+        v1::SetBrokerDrainRequest,
+        v1::BrokerResult,
+        "controller.set_broker_drain",
+        |_| 0
+    );
+    decided_by_leader!(
+        unregister_broker,
+        admin::unregister_broker,
+        v1::UnregisterBrokerRequest,
+        v1::BrokerResult,
+        "controller.unregister_broker",
+        |_| 0
+    );
+    decided_by_leader!(
+        alter_cluster_settings,
+        admin::alter_cluster_settings,
+        v1::AlterClusterSettingsRequest,
+        v1::ClusterSettings,
+        "controller.alter_cluster_settings",
+        |_| 0
+    );
 }

@@ -138,6 +138,16 @@ impl SessionsRpc {
             broker_epoch: BrokerEpoch(request.broker_epoch),
         };
         let mut response = v1::ReportPartitionsResponse::default();
+        let image = self.controller.image();
+        let current = image
+            .brokers
+            .get(&session.broker_id)
+            .is_some_and(|b| !b.fenced && b.broker_epoch == session.broker_epoch);
+        if current {
+            self.controller.moves().take(request.progress, now());
+        } else if request.reports.is_empty() {
+            response.fenced = true;
+        }
         for reports in request.reports.chunks(REPORTS_PER_COMMAND) {
             let command = Command::ReportPartitions(ReportPartitions {
                 session,
@@ -265,6 +275,7 @@ fn report_from_wire(report: &v1::PartitionReport) -> PartitionReport {
         leader_epoch: LeaderEpoch(report.leader_epoch),
         partition_epoch: PartitionEpoch(report.partition_epoch),
         caught_up,
+        voters: report.voters.iter().map(|id| (*id).into()).collect(),
     }
 }
 

@@ -238,6 +238,7 @@ impl FakeBroker {
             broker_id: self.broker_id,
             broker_epoch: self.broker_epoch,
             reports,
+            progress: Vec::new(),
         };
         within("report", self.sessions.report_partitions(request))
             .await
@@ -284,6 +285,7 @@ pub fn report(
                 state: v1::replica_progress::State::CaughtUp.into(),
             })
             .collect(),
+        voters: Vec::new(),
     }
 }
 

@@ -21,8 +21,15 @@ pub async fn handle(
     };
     let mut refused: Vec<Option<Outcome>> = Vec::with_capacity(request.resources.len());
     for resource in &request.resources {
-        let changes = changes(resource);
-        refused.push(changes.map(|changes| wire.topics.push(changes)).err());
+        let outcome = match changes(resource) {
+            Ok(Some(changes)) => {
+                wire.topics.push(changes);
+                None
+            }
+            Ok(None) => Some((ErrorCode::None, None)),
+            Err(outcome) => Some(outcome),
+        };
+        refused.push(outcome);
     }
     let expected = wire.topics.clone();
     let answer = if wire.topics.is_empty() {
@@ -81,7 +88,35 @@ fn is_shown(
     }
 }
 
-fn changes(resource: &Resource) -> Result<v1::TopicConfigChanges, Outcome> {
+/// Configs by which Kafka's kafka-reassign-partitions throttles moves. They are never set here, so
+/// taking them back, which that tool does after every move, is done already.
+const THROTTLES: [&str; 5] = [
+    "leader.replication.throttled.rate",
+    "follower.replication.throttled.rate",
+    "replica.alter.log.dirs.io.max.bytes.per.second",
+    "leader.replication.throttled.replicas",
+    "follower.replication.throttled.replicas",
+];
+const DELETE: i8 = 1;
+
+/// None: there is nothing to do.
+fn changes(resource: &Resource) -> Result<Option<v1::TopicConfigChanges>, Outcome> {
+    let is_throttle = |name: &str| THROTTLES.contains(&name);
+    if let Some(throttle) = resource
+        .configs
+        .iter()
+        .find(|config| is_throttle(&config.name) && config.config_operation != DELETE)
+    {
+        let why = format!(
+            "{} is not a config here: moves are throttled for the whole cluster, by `chronik cluster \
+             set --reassignment-bytes-per-second`",
+            &*throttle.name
+        );
+        return Err((ErrorCode::InvalidRequest, Some(why.into())));
+    }
+    if !resource.configs.is_empty() && resource.configs.iter().all(|c| is_throttle(&c.name)) {
+        return Ok(None);
+    }
     match resource.resource_type {
         TOPIC => {}
         BROKER => {
@@ -94,7 +129,7 @@ fn changes(resource: &Resource) -> Result<v1::TopicConfigChanges, Outcome> {
         }
     }
     let mut changes = Vec::with_capacity(resource.configs.len());
-    for config in &resource.configs {
+    for config in resource.configs.iter().filter(|c| !is_throttle(&c.name)) {
         let operation = match config.config_operation {
             0 => v1::config_change::Operation::Set,
             1 => v1::config_change::Operation::Delete,
@@ -120,8 +155,8 @@ fn changes(resource: &Resource) -> Result<v1::TopicConfigChanges, Outcome> {
             value,
         });
     }
-    Ok(v1::TopicConfigChanges {
+    Ok(Some(v1::TopicConfigChanges {
         name: resource.resource_name.to_string(),
         changes,
-    })
+    }))
 }

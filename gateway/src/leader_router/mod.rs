@@ -354,6 +354,7 @@ mod tests {
             leader: leader.map(BrokerId),
             leader_epoch: LeaderEpoch(leader_epoch),
             partition_epoch: PartitionEpoch(0),
+            ..Partition::default()
         }
     }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use chronik_proto::v1::{self, PartitionError};
-use chronik_types::cluster_image::{Broker, ClusterImage, Partition, Topic};
+use chronik_types::cluster_image::{Broker, ClusterImage, Drain, Partition, Topic};
 use chronik_types::epoch::{BrokerEpoch, LeaderEpoch, PartitionEpoch};
 use chronik_types::id::{BrokerId, PartitionIndex, RaftGroupId, ReplicaId, TopicId};
 use futures::{Stream, StreamExt};
@@ -524,6 +524,7 @@ impl FakeController {
                     rpc_address: broker.address.to_string(),
                     rack: None,
                     fenced: false,
+                    drain: Drain::None,
                 },
             );
         }
@@ -574,6 +575,7 @@ fn add_topic(
             leader: leader.map(BrokerId),
             leader_epoch: LeaderEpoch(1),
             partition_epoch: PartitionEpoch(1),
+            ..Partition::default()
         });
         let topic = Topic {
             topic_id: TopicId(topic_id),
@@ -789,5 +791,105 @@ impl v1::admin_server::Admin for ControllerService {
             first: 5000,
             count,
         }))
+    }
+
+    async fn alter_reassignments(
+        &self,
+        request: Request<v1::AlterReassignmentsRequest>,
+    ) -> Answer<v1::PartitionResults> {
+        let request = request.into_inner();
+        let results = request.changes.into_iter().map(|change| {
+            let error = match &change.target {
+                None => v1::AdminError::NoReassignmentInProgress,
+                Some(target) if request.keep_replication_factor && target.broker_ids.len() != 3 => {
+                    v1::AdminError::InvalidReplicationFactor
+                }
+                Some(_) => v1::AdminError::None,
+            };
+            v1::PartitionResult {
+                topic: change.topic,
+                partition: change.partition,
+                error: error.into(),
+                error_message: "because".to_owned(),
+            }
+        });
+        let partitions = results.collect();
+        Ok(Response::new(v1::PartitionResults { partitions }))
+    }
+
+    async fn list_reassignments(
+        &self,
+        request: Request<v1::ListReassignmentsRequest>,
+    ) -> Answer<v1::ListReassignmentsResponse> {
+        let mut named = request.into_inner().partitions;
+        if named.is_empty() {
+            named = (0..2)
+                .map(|partition| v1::PartitionRef {
+                    topic: "t".to_owned(),
+                    partition,
+                })
+                .collect();
+        }
+        let states = named.into_iter().map(|named| v1::ReassignmentState {
+            topic: named.topic,
+            partition: named.partition,
+            replicas: vec![1, 2, 3],
+            adding: vec![1],
+            removing: vec![3],
+            ..Default::default()
+        });
+        Ok(Response::new(v1::ListReassignmentsResponse {
+            reassignments: states.collect(),
+        }))
+    }
+
+    async fn elect_leaders(
+        &self,
+        request: Request<v1::ElectLeadersRequest>,
+    ) -> Answer<v1::PartitionResults> {
+        let request = request.into_inner();
+        let results = request.partitions.into_iter().map(|named| {
+            let error = match (request.unclean, named.partition) {
+                (true, _) => v1::AdminError::UncleanElectionUnsupported,
+                (false, 0) => v1::AdminError::None,
+                (false, _) => v1::AdminError::ElectionNotNeeded,
+            };
+            v1::PartitionResult {
+                topic: named.topic,
+                partition: named.partition,
+                error: error.into(),
+                error_message: "because".to_owned(),
+            }
+        });
+        let partitions = results.collect();
+        Ok(Response::new(v1::PartitionResults { partitions }))
+    }
+
+    async fn set_broker_drain(
+        &self,
+        _: Request<v1::SetBrokerDrainRequest>,
+    ) -> Answer<v1::BrokerResult> {
+        Err(Status::unimplemented("no gateway asks for it"))
+    }
+
+    async fn unregister_broker(
+        &self,
+        request: Request<v1::UnregisterBrokerRequest>,
+    ) -> Answer<v1::BrokerResult> {
+        let error = match request.into_inner().broker_id {
+            9 => v1::AdminError::UnknownBroker,
+            _ => v1::AdminError::BrokerNeeded,
+        };
+        Ok(Response::new(v1::BrokerResult {
+            error: error.into(),
+            error_message: "because".to_owned(),
+        }))
+    }
+
+    async fn alter_cluster_settings(
+        &self,
+        _: Request<v1::AlterClusterSettingsRequest>,
+    ) -> Answer<v1::ClusterSettings> {
+        Err(Status::unimplemented("no gateway asks for it"))
     }
 }

@@ -1076,3 +1076,110 @@ async fn idle_connections_are_closed() {
     let mut client = cluster.client(0).await;
     assert_eq!(client.frame().await, None);
 }
+
+#[tokio::test]
+async fn moves_of_replicas_are_asked_for_listed_and_refused_partition_by_partition() {
+    use k::alter_partition_reassignments_request::{ReassignablePartition, ReassignableTopic};
+    let cluster = Cluster::start(1).await;
+    let mut client = cluster.client(0).await;
+    for version in 0..=1 {
+        let partition = |index: i32, replicas: Option<Vec<i32>>| {
+            let mut partition = ReassignablePartition::default();
+            partition.partition_index = index;
+            partition.replicas = replicas;
+            partition
+        };
+        let mut topic = ReassignableTopic::default();
+        topic.name = "t".into();
+        topic.partitions = vec![
+            partition(0, Some(vec![1, 2, 3])),
+            partition(1, None),
+            partition(2, Some(vec![1])),
+        ];
+        let mut request = k::AlterPartitionReassignmentsRequest::default();
+        request.topics = vec![topic];
+        request.allow_replication_factor_change = version == 0;
+        let response = client.call(&request, version).await;
+        let codes: Vec<i16> = response.responses[0]
+            .partitions
+            .iter()
+            .map(|partition| partition.error_code)
+            .collect();
+        let third = match version {
+            0 => ErrorCode::None,
+            _ => ErrorCode::InvalidReplicationFactor,
+        };
+        let expected = [ErrorCode::None, ErrorCode::NoReassignmentInProgress, third];
+        assert_eq!(codes, expected.map(ErrorCode::code), "version {version}");
+    }
+
+    let mut request = k::ListPartitionReassignmentsRequest::default();
+    request.topics = None;
+    let all = client.call(&request, 0).await;
+    assert_eq!((all.topics.len(), all.topics[0].partitions.len()), (1, 2));
+    assert_eq!(all.topics[0].partitions[0].adding_replicas, [1]);
+    assert_eq!(all.topics[0].partitions[0].removing_replicas, [3]);
+    request.topics = Some(Vec::new());
+    assert!(client.call(&request, 0).await.topics.is_empty());
+}
+
+#[tokio::test]
+async fn preferred_leaders_are_elected_and_unclean_elections_refused() {
+    let cluster = Cluster::start(1).await;
+    let mut client = cluster.client(0).await;
+    for (version, election_type, expected) in [
+        (0, 0, [ErrorCode::None, ErrorCode::ElectionNotNeeded]),
+        (2, 0, [ErrorCode::None, ErrorCode::ElectionNotNeeded]),
+        (2, 1, [ErrorCode::InvalidRequest; 2]),
+    ] {
+        let mut topic = k::elect_leaders_request::TopicPartitions::default();
+        topic.topic = "t".into();
+        topic.partitions = vec![0, 1];
+        let mut request = k::ElectLeadersRequest::default();
+        request.election_type = election_type;
+        request.topic_partitions = Some(vec![topic]);
+        request.timeout_ms = 1000;
+        let response = client.call(&request, version).await;
+        let results = &response.replica_election_results[0].partition_result;
+        let codes: Vec<i16> = results.iter().map(|result| result.error_code).collect();
+        assert_eq!(codes, expected.map(ErrorCode::code), "version {version}");
+    }
+    let mut request = k::UnregisterBrokerRequest::default();
+    for (broker_id, expected) in [
+        (9, ErrorCode::BrokerIdNotRegistered),
+        (1, ErrorCode::InvalidRequest),
+    ] {
+        request.broker_id = broker_id;
+        let response = client.call(&request, 0).await;
+        assert_eq!(response.error_code, expected.code());
+    }
+}
+
+#[tokio::test]
+async fn throttles_of_kafkas_tool_are_refused_and_their_removal_is_done_already() {
+    use k::incremental_alter_configs_request::{AlterConfigsResource, AlterableConfig};
+    let cluster = Cluster::start(1).await;
+    let mut client = cluster.client(0).await;
+    for (resource_type, name, config) in [
+        (4, "1", "leader.replication.throttled.rate"),
+        (2, "t", "follower.replication.throttled.replicas"),
+    ] {
+        for (operation, expected) in [(0, ErrorCode::InvalidRequest), (1, ErrorCode::None)] {
+            let mut change = AlterableConfig::default();
+            change.name = config.into();
+            change.config_operation = operation;
+            change.value = (operation == 0).then(|| "1".into());
+            let mut resource = AlterConfigsResource::default();
+            resource.resource_type = resource_type;
+            resource.resource_name = name.into();
+            resource.configs = vec![change];
+            let mut request = k::IncrementalAlterConfigsRequest::default();
+            request.resources = vec![resource];
+            let response = client.call(&request, 1).await;
+            let answer = &response.responses[0];
+            assert_eq!(answer.error_code, expected.code(), "{config} {operation}");
+            let message = answer.error_message.as_deref().unwrap_or_default();
+            assert_eq!(message.contains("chronik cluster set"), expected.is_error());
+        }
+    }
+}

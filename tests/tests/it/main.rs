@@ -17,3 +17,4 @@ mod durability;
 mod failover;
 mod figures;
 mod log_life;
+mod reassignment;

@@ -1,0 +1,163 @@
+//! The leader's loop over placement: begins moves whose turn it is, empties brokers, and is the only
+//! one who decides by itself that a partition should have another leader. Brokers carry out.
+//!
+//! Invariant: it holds nothing that a new leader of the controllers could not work out from the
+//! image again, but for how long each broker has been live; and it sleeps while nothing changes.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use chronik_types::cluster_image::{ClusterImage, ReassignmentCause};
+use chronik_types::epoch::BrokerEpoch;
+use chronik_types::id::BrokerId;
+
+use crate::command::Command;
+use crate::controller::Controller;
+use crate::raft::ProposeError;
+use crate::rebalance::{activations, drain_moves, wanted_leaders};
+
+/// Between two looks at an image that keeps changing.
+const INTERVAL: Duration = Duration::from_millis(100);
+/// Before a command that no majority took is tried again.
+const RETRY: Duration = Duration::from_millis(500);
+/// Moves of a drain that may be asked for and not done.
+const DRAIN_MOVES_MAX: usize = 1_000;
+/// Leaders asked for in one command.
+const LEADERS_MAX: usize = 1_000;
+
+/// Runs while this controller leads, until dropped.
+pub async fn run(controller: &Controller) {
+    let delay = controller.config().leader_balance_delay();
+    let mut images = controller.feed().subscribe();
+    let mut settling = Settling::default();
+    loop {
+        images.borrow_and_update();
+        let image = controller.image();
+        let now = Instant::now();
+        settling.observe(&image, now);
+        controller.moves().retain_moving(&image);
+        let is_settled = |id| settling.is_settled(id, delay, now);
+        let mut again_at = settling.next(delay, now);
+        if let Err(error) = step(controller, &image, is_settled).await {
+            tracing::warn!(%error, "what should be moved could not be noted yet");
+            again_at = Some(Instant::now() + RETRY);
+        }
+        tokio::time::sleep(INTERVAL).await;
+        let wake = async {
+            match again_at {
+                Some(at) => tokio::time::sleep_until(at.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            changed = images.changed() => if changed.is_err() { return },
+            () = wake => {}
+        }
+    }
+}
+
+async fn step(
+    controller: &Controller,
+    image: &ClusterImage,
+    is_settled: impl Fn(BrokerId) -> bool,
+) -> Result<(), ProposeError> {
+    let partitions = activations(image);
+    if !partitions.is_empty() {
+        let command = Command::ActivateReassignments { partitions };
+        controller.propose(command).await?;
+    }
+    let all = image.topics.values().flat_map(|topic| &topic.partitions);
+    let under_way = all
+        .filter_map(|partition| partition.reassignment.as_deref())
+        .filter(|moving| moving.cause == ReassignmentCause::Drain)
+        .count();
+    let changes = drain_moves(image, DRAIN_MOVES_MAX.saturating_sub(under_way));
+    if !changes.is_empty() {
+        tracing::info!(
+            partitions = changes.len(),
+            "moves replicas off drained brokers"
+        );
+        controller
+            .propose(Command::AlterReassignments { changes })
+            .await?;
+    }
+    let mut leaders = wanted_leaders(image, is_settled);
+    leaders.truncate(LEADERS_MAX);
+    if !leaders.is_empty() {
+        tracing::info!(partitions = leaders.len(), "asks for other leaders");
+        controller
+            .propose(Command::SetWantedLeaders { leaders })
+            .await?;
+    }
+    Ok(())
+}
+
+/// Since when each broker has been live, as far as this leader knows.
+#[derive(Default)]
+struct Settling {
+    live_since: BTreeMap<BrokerId, (BrokerEpoch, Instant)>,
+}
+
+impl Settling {
+    fn observe(&mut self, image: &ClusterImage, now: Instant) {
+        self.live_since
+            .retain(|id, _| image.brokers.get(id).is_some_and(|broker| !broker.fenced));
+        for broker in image.brokers.values().filter(|broker| !broker.fenced) {
+            let since = self.live_since.entry(broker.broker_id);
+            let since = since.or_insert((broker.broker_epoch, now));
+            if since.0 != broker.broker_epoch {
+                *since = (broker.broker_epoch, now);
+            }
+        }
+    }
+
+    fn is_settled(&self, id: BrokerId, delay: Duration, now: Instant) -> bool {
+        let since = self.live_since.get(&id);
+        since.is_some_and(|(_, since)| now.saturating_duration_since(*since) >= delay)
+    }
+
+    /// When the next broker will have settled.
+    fn next(&self, delay: Duration, now: Instant) -> Option<Instant> {
+        let ends = self.live_since.values().map(|(_, since)| *since + delay);
+        ends.filter(|end| *end > now).min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use chronik_types::cluster_image::Broker;
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[test]
+    fn a_broker_settles_anew_after_each_registration() {
+        let (id, delay, start) = (BrokerId(1), Duration::from_secs(3), Instant::now());
+        let image = |epoch: u64, fenced: bool| {
+            let mut image = ClusterImage::default();
+            let broker = Broker {
+                broker_id: id,
+                incarnation_id: Uuid::nil(),
+                broker_epoch: BrokerEpoch(epoch),
+                rpc_address: String::new(),
+                rack: None,
+                fenced,
+                drain: Default::default(),
+            };
+            image.brokers.insert(id, broker);
+            image
+        };
+        let mut settling = Settling::default();
+        settling.observe(&image(1, false), start);
+        assert!(!settling.is_settled(id, delay, start));
+        assert_eq!(settling.next(delay, start), Some(start + delay));
+        let later = start + delay;
+        settling.observe(&image(1, false), later);
+        assert!(settling.is_settled(id, delay, later));
+        assert_eq!(settling.next(delay, later), None);
+        settling.observe(&image(2, false), later);
+        assert!(!settling.is_settled(id, delay, later));
+        settling.observe(&image(2, true), later + delay);
+        assert!(!settling.is_settled(id, delay, later + delay));
+    }
+}
