@@ -2,8 +2,8 @@
 //!
 //! Invariant: what is advertised is implemented, over the whole range; the exceptions are
 //! Produce 0 to 2, which is advertised because librdkafka looks for it before it compresses, and
-//! answered with UNSUPPORTED_VERSION, as Apache Kafka 4 does; and DescribeLogDirs, which says the same
-//! of every log dir, because kafka-reassign-partitions does nothing without an answer.
+//! answered with UNSUPPORTED_VERSION, as Apache Kafka 4 does; and DescribeLogDirs, which tells of no
+//! log dir, because kafka-reassign-partitions does nothing without an answer.
 
 use super::messages as m;
 
