@@ -13,6 +13,7 @@ use crate::memory::size_of;
 use crate::partition_log::{FLUSH_FROM_BYTES, Log};
 use crate::segment::appender::Appender;
 use crate::segment::{FileKind, Segment, SegmentId, dir_of};
+use crate::wal::Record;
 
 /// Bytes that are written at a time.
 const FLUSH_MAX_BYTES: usize = 8 << 20;
@@ -33,6 +34,16 @@ impl Flusher {
     /// Writes all ready entries to segments. They are not fsynced.
     pub(super) fn flush(&self, log: &Arc<Log>) -> Result<(), StorageError> {
         while self.flush_some(log)? {}
+        Ok(())
+    }
+
+    /// As `Core::announce_files`, for the thread that may have to run the WAL itself.
+    fn announce_files(&self) -> Result<(), StorageError> {
+        if !self.core.has_announced_files.load(Ordering::Acquire) {
+            let mark = self.push(Record::mark(), false);
+            self.wait_for(mark)?;
+            self.core.has_announced_files.store(true, Ordering::Release);
+        }
         Ok(())
     }
 
@@ -73,6 +84,7 @@ impl Flusher {
             );
             (appender, state.flushed_next, active_at)
         };
+        self.announce_files()?;
         let entries = entries_from(log, next);
         for entry in &entries {
             appender.append(entry)?;
