@@ -182,8 +182,11 @@ impl Flusher {
         self.core.poison.check()?;
         self.core.evict();
         let memory = &self.core.memory;
-        // With little to flush the rest waits for its commit, and nothing can be done.
-        if memory.excess() == 0 || memory.ready() <= memory.max_bytes / 16 {
+        let (may_stay, is_refusing) = memory.room_to_make();
+        // With little to flush the rest waits for its commit, and nothing can be done; but an append
+        // that was refused may wait for just that little.
+        let is_little = memory.excess() == 0 || memory.ready() <= memory.max_bytes / 16;
+        if is_little && !is_refusing {
             return Ok(());
         }
         let with_ready_bytes = |log: Arc<Log>| {
@@ -193,8 +196,7 @@ impl Flusher {
         let mut logs: Vec<_> = self.logs.all().into_iter().map(with_ready_bytes).collect();
         logs.sort_unstable_by_key(|(bytes, _)| std::cmp::Reverse(*bytes));
         for (bytes, log) in logs {
-            // Down to half, so that it is not soon called again.
-            if bytes == 0 || memory.pinned() <= memory.max_bytes / 2 {
+            if bytes == 0 || memory.pinned() <= may_stay {
                 break;
             }
             self.flush(&log)?;
