@@ -10,7 +10,7 @@ pub mod metrics;
 mod blocking;
 pub mod replica;
 pub mod replicas;
-mod resting;
+pub mod resting;
 
 pub mod peers;
 

@@ -1,6 +1,7 @@
 //! What all logs of one storage share.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex};
 
@@ -26,6 +27,8 @@ pub struct Core {
     pub evictable: Evictable,
     pub space: SpaceWatch,
     pub counters: Counters,
+    /// The WAL says that files may have been made since the last orderly end.
+    pub has_announced_files: AtomicBool,
     pub segment_bytes: u64,
 }
 
@@ -33,12 +36,16 @@ impl Core {
     /// To be called before files are made that no log refers to yet: after a crash the start then
     /// looks for them, which it leaves out if the WAL says nothing since the last orderly end.
     pub fn announce_files(&self) -> Result<(), StorageError> {
+        if self.has_announced_files.load(Ordering::Acquire) {
+            return Ok(());
+        }
         let (answer, receiver) = sync_channel(1);
         let done: Done = Box::new(move |written| {
             let _ = answer.send(written);
         });
         self.wal.reserve(0)?.push(Record::mark(), done);
         receiver.recv().unwrap_or(Err(StorageError::Closed))?;
+        self.has_announced_files.store(true, Ordering::Release);
         Ok(())
     }
 

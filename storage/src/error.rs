@@ -106,6 +106,13 @@ pub enum StorageError {
     PurgeAheadOfState { group: RaftGroupId, index: u64 },
     #[error("segments from another broker cannot be taken: {why}")]
     InvalidManifest { why: Arc<str> },
+    /// A batch holds bytes that are no records, so nobody knows their keys.
+    #[error("group {group}: the batch at offset {offset} cannot be compacted: {why}")]
+    Uncleanable {
+        group: RaftGroupId,
+        offset: Offset,
+        why: Arc<str>,
+    },
     /// What was prepared no longer fits the log, which has changed meanwhile.
     #[error("the log has changed meanwhile")]
     Superseded,

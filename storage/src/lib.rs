@@ -5,6 +5,7 @@
 
 mod storage;
 
+mod compaction;
 mod transfer;
 
 mod entry;
@@ -30,6 +31,10 @@ mod poison;
 mod space;
 mod sync;
 
+pub use compaction::records;
+pub use compaction::{
+    CompactionDue, CompactionReason, CompactionReport, CompactionRequest, CompactionSettings,
+};
 pub use counters::StorageStats;
 pub use disk::{Disk, RealDisk};
 pub use driver::Driver;

@@ -24,6 +24,8 @@ pub struct Memory {
     pinned: AtomicUsize,
     /// Bytes of the pinned entries that are committed and durable, and so may be flushed.
     ready: AtomicUsize,
+    /// The largest append that was refused since room was made last.
+    refused: AtomicUsize,
 }
 
 impl Memory {
@@ -84,6 +86,14 @@ impl Memory {
             .saturating_sub(self.max_bytes - self.max_bytes / 8)
     }
 
+    /// How much may stay pinned when room is made: half, so that it is not soon made again, and less
+    /// if an append that was refused would not fit. And whether one was refused since the last time.
+    pub fn room_to_make(&self) -> (usize, bool) {
+        let refused = self.refused.swap(0, Ordering::Relaxed);
+        let may_stay = self.max_bytes.saturating_sub(refused);
+        (may_stay.min(self.max_bytes / 2), refused > 0)
+    }
+
     /// The data that waits to be committed has used up half of the budget: the other half is for
     /// those that do get their commits.
     pub fn is_overloaded(&self) -> bool {
@@ -95,6 +105,7 @@ impl Memory {
         let pinned_bytes = self.pinned();
         // Something must always be taken, or an entry above the budget could never be stored.
         if pinned_bytes > 0 && pinned_bytes.saturating_add(new_bytes) > self.max_bytes {
+            self.refused.fetch_max(new_bytes, Ordering::Relaxed);
             return Err(StorageError::Overloaded {
                 pinned_bytes,
                 max_bytes: self.max_bytes,

@@ -94,7 +94,9 @@ impl Scrub {
             let pause = Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
             self.stop.wait(pause.min(PAUSE_MAX))
         };
-        let verified = log.view(segment).verify(&mut |_, _, _| {}, &mut pace);
+        let verified = log
+            .view(segment)
+            .verify(&mut |_, _, _, _| Ok(()), &mut pace);
         match log.explain(&segment, verified) {
             Ok(Some(flow)) => flow,
             // It is gone, or its damage is on record now.

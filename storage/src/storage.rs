@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -261,6 +262,7 @@ impl Owner {
             poison: poison.clone(),
             space: SpaceWatch::new(disk.clone(), dir, config.reserve_bytes),
             counters: Counters::default(),
+            has_announced_files: AtomicBool::new(false),
             segment_bytes: config.segment_bytes,
         });
         let logs: HashMap<_, _> = recovered

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use chronik_storage::disk::FaultyDisk;
-use chronik_storage::{Driver, OnDurable, PartitionLog, Storage, StorageError};
+use chronik_storage::{Driver, OnDurable, PartitionLog, Storage, StorageConfig, StorageError};
 use chronik_types::id::RaftGroupId;
 
 use common::{data, small_config};
@@ -87,4 +87,27 @@ fn the_driver_flushes_recycles_closes_and_deletes() {
     drop(driver);
     let refused = log.append(vec![data(200, 1, 200, b"x")], Box::new(|_| {}));
     assert!(matches!(refused, Err(StorageError::Closed)), "{refused:?}");
+}
+
+/// An append that is almost as large as the budget waits for the last of what is committed to leave
+/// memory, however little that is; nobody else would move it.
+#[test]
+fn a_large_append_gets_its_room() {
+    let disk = FaultyDisk::new();
+    let config = StorageConfig {
+        memory_max_bytes: 20_000,
+        ..small_config()
+    };
+    let (storage, mut driver) = Storage::open_driven(config, Arc::new(disk)).unwrap();
+    let log = storage.open_log(GROUP).unwrap();
+    append(&log, 0, &Arc::default());
+    driver.step_wal();
+    let large = || data(1, 1, 1, &[7; 19_700]);
+    let refused = log.append(vec![large()], Box::new(|_| {}));
+    assert!(
+        matches!(refused, Err(StorageError::Overloaded { .. })),
+        "{refused:?}"
+    );
+    while driver.step_flusher() {}
+    log.append(vec![large()], Box::new(|_| {})).unwrap();
 }

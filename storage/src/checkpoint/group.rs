@@ -53,7 +53,6 @@ impl GroupCheckpoint {
             .collect();
         // A log without anything on disk has no place yet.
         let has_place = !state.segments.is_empty() || state.durable_purged.is_some();
-        state.recorded_next = state.flushed_next;
         GroupCheckpoint {
             group,
             first_index: if has_place { state.first_index } else { 0 },

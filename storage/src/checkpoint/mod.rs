@@ -5,7 +5,7 @@
 
 mod group;
 
-pub use group::GroupCheckpoint;
+pub use group::{GroupCheckpoint, decode_segment, encode_segment};
 
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
@@ -22,7 +22,7 @@ use crate::wal::recovery::WalStart;
 
 const MAGIC: &[u8; 7] = b"CHRCHKP";
 /// Written now. Version 1 had no log start, no purge and plain segments only; it is still read.
-const VERSION: u8 = 2;
+pub const VERSION: u8 = 2;
 /// Magic, version and checksum.
 const PREFIX_SIZE: usize = 12;
 const CRC_AT: usize = 8;

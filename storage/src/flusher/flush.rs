@@ -13,6 +13,7 @@ use crate::memory::size_of;
 use crate::partition_log::{FLUSH_FROM_BYTES, Log};
 use crate::segment::appender::Appender;
 use crate::segment::{FileKind, Segment, SegmentId, dir_of};
+use crate::wal::Record;
 
 /// Bytes that are written at a time.
 const FLUSH_MAX_BYTES: usize = 8 << 20;
@@ -33,6 +34,16 @@ impl Flusher {
     /// Writes all ready entries to segments. They are not fsynced.
     pub(super) fn flush(&self, log: &Arc<Log>) -> Result<(), StorageError> {
         while self.flush_some(log)? {}
+        Ok(())
+    }
+
+    /// As `Core::announce_files`, for the thread that may have to run the WAL itself.
+    fn announce_files(&self) -> Result<(), StorageError> {
+        if !self.core.has_announced_files.load(Ordering::Acquire) {
+            let mark = self.push(Record::mark(), false);
+            self.wait_for(mark)?;
+            self.core.has_announced_files.store(true, Ordering::Release);
+        }
         Ok(())
     }
 
@@ -73,6 +84,7 @@ impl Flusher {
             );
             (appender, state.flushed_next, active_at)
         };
+        self.announce_files()?;
         let entries = entries_from(log, next);
         for entry in &entries {
             appender.append(entry)?;
@@ -170,8 +182,11 @@ impl Flusher {
         self.core.poison.check()?;
         self.core.evict();
         let memory = &self.core.memory;
-        // With little to flush the rest waits for its commit, and nothing can be done.
-        if memory.excess() == 0 || memory.ready() <= memory.max_bytes / 16 {
+        let (may_stay, is_refusing) = memory.room_to_make();
+        // With little to flush the rest waits for its commit, and nothing can be done; but an append
+        // that was refused may wait for just that little.
+        let is_little = memory.excess() == 0 || memory.ready() <= memory.max_bytes / 16;
+        if is_little && !is_refusing {
             return Ok(());
         }
         let with_ready_bytes = |log: Arc<Log>| {
@@ -181,8 +196,7 @@ impl Flusher {
         let mut logs: Vec<_> = self.logs.all().into_iter().map(with_ready_bytes).collect();
         logs.sort_unstable_by_key(|(bytes, _)| std::cmp::Reverse(*bytes));
         for (bytes, log) in logs {
-            // Down to half, so that it is not soon called again.
-            if bytes == 0 || memory.pinned() <= memory.max_bytes / 2 {
+            if bytes == 0 || memory.pinned() <= may_stay {
                 break;
             }
             self.flush(&log)?;

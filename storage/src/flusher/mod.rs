@@ -7,6 +7,7 @@
 mod flush;
 mod install;
 mod recycle;
+mod replace;
 mod trim;
 
 pub use recycle::remove_files;
@@ -20,6 +21,7 @@ use std::time::Duration;
 use chronik_types::id::RaftGroupId;
 use uuid::Uuid;
 
+use crate::compaction::Replacement;
 use crate::core::{Core, Logs};
 use crate::counters::Counters;
 use crate::disk::Disk;
@@ -50,6 +52,7 @@ struct Pending {
     to_roll: VecDeque<(Arc<Log>, Reply)>,
     to_flush_now: VecDeque<(Arc<Log>, Reply)>,
     to_install: VecDeque<(InstallRequest, Reply)>,
+    to_replace: VecDeque<(Arc<Log>, Replacement, Reply)>,
     recycle_wal: bool,
     free_memory: bool,
     prepare_spare: bool,
@@ -65,6 +68,7 @@ enum Work {
     Roll(Arc<Log>, Reply),
     FlushNow(Arc<Log>, Reply),
     Install(Box<InstallRequest>, Reply),
+    Replace(Arc<Log>, Box<Replacement>, Reply),
     RecycleWal,
     FreeMemory,
     Flush(Arc<Log>),
@@ -94,6 +98,9 @@ impl Pending {
         }
         if let Some((request, reply)) = self.to_install.pop_front() {
             return Some(Work::Install(Box::new(request), reply));
+        }
+        if let Some((log, replacement, reply)) = self.to_replace.pop_front() {
+            return Some(Work::Replace(log, Box::new(replacement), reply));
         }
         if let Some((log, reply)) = self.to_flush_now.pop_front() {
             return Some(Work::FlushNow(log, reply));
@@ -165,6 +172,11 @@ impl Signals {
     /// Waits until the log's content is replaced.
     pub fn install(&self, request: InstallRequest) -> Result<(), StorageError> {
         self.ask(|pending, reply| pending.to_install.push_back((request, reply)))
+    }
+
+    /// Waits until a segment has taken the place of others.
+    pub fn replace(&self, log: Arc<Log>, replacement: Replacement) -> Result<(), StorageError> {
+        self.ask(|pending, reply| pending.to_replace.push_back((log, replacement, reply)))
     }
 
     /// Waits until the log is deleted.
@@ -281,6 +293,9 @@ impl Flusher {
             Work::Roll(log, reply) => (self.roll(&log), Some(reply)),
             Work::FlushNow(log, reply) => (self.flush(&log), Some(reply)),
             Work::Install(request, reply) => (self.install(*request), Some(reply)),
+            Work::Replace(log, replacement, reply) => {
+                (self.replace(&log, &replacement), Some(reply))
+            }
             Work::RecycleWal => (self.recycle_if_due(), None),
             Work::FreeMemory => (self.free_memory(), None),
             Work::Flush(log) => (self.flush_due(&log), None),

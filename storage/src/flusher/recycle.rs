@@ -183,13 +183,23 @@ impl Flusher {
         answer.recv().unwrap_or(Err(StorageError::Closed))
     }
 
+    /// Makes all that is in segments now part of the checkpoint; the WAL stays as it is.
+    pub(super) fn checkpoint_now(&self) -> Result<(), StorageError> {
+        let live = self.wal_files.live();
+        let first = *live.first().expect("the WAL always has a file in use");
+        self.sync_all(false)?;
+        self.write_checkpoint(first, false)
+    }
+
     fn write_checkpoint(&self, first_kept: WalFile, is_close: bool) -> Result<(), StorageError> {
         let (confirmed_frame, next_record) = self.wal_files.confirmed();
         let mut groups = Vec::new();
+        let mut recorded = Vec::new();
         for log in self.logs.all() {
             let mut state = log.lock();
             if !state.is_deleted {
                 groups.push(GroupCheckpoint::capture(log.group, &mut state));
+                recorded.push((state.flushed_next, log.clone()));
             }
         }
         let wal = WalStart {
@@ -205,7 +215,11 @@ impl Flusher {
             clean_at_record,
             groups,
         };
-        checkpoint.write(&*self.disk, &self.dir)
+        checkpoint.write(&*self.disk, &self.dir)?;
+        for (next, log) in recorded {
+            log.lock().recorded_next = next;
+        }
+        Ok(())
     }
 
     /// Deletes a log: durable in the WAL first, then its files go.

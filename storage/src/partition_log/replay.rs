@@ -10,6 +10,7 @@ use super::state::{LogState, ReplicaState, TailEntry};
 use super::write::check_batches;
 use crate::checkpoint::GroupCheckpoint;
 use crate::clock::now_ms;
+use crate::compaction::Replacement;
 use crate::entry::{LogEntry, Payload, Purged};
 use crate::memory::Memory;
 use crate::segment::Segment;
@@ -75,6 +76,13 @@ impl Replay {
             Action::LogStart(offset) => {
                 self.state.log_start = self.state.log_start.max(offset);
             }
+            Action::Replace(body) => match Replacement::decode(&body) {
+                Some(replacement) => {
+                    // Without effect if the checkpoint has it already.
+                    self.state.apply_replacement(&replacement);
+                }
+                None => self.damage = Some(format!("record {record_number} makes no sense")),
+            },
             Action::Delete | Action::Mark | Action::Install(_) => {}
         }
     }

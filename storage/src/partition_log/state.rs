@@ -92,6 +92,8 @@ pub struct LogState {
     /// The first that was found.
     pub damage: Option<Damage>,
     pub is_deleted: bool,
+    /// One compaction runs.
+    pub is_compacting: bool,
     /// Waits in the flusher's queue of logs with something to delete.
     pub is_trim_queued: bool,
     /// Waits in the flusher's queue.
@@ -365,6 +367,7 @@ impl LogState {
             incarnation: old.incarnation + 1,
             has_new_files: old.has_new_files,
             pins: old.pins,
+            is_compacting: old.is_compacting,
             is_flush_queued: old.is_flush_queued,
             is_trim_queued: old.is_trim_queued,
             is_evict_queued: old.is_evict_queued,

@@ -55,7 +55,7 @@ impl LogState {
     }
 
     /// Drops the copies of entries below `index` from memory.
-    fn evict_below(&mut self, index: u64) -> usize {
+    pub fn evict_below(&mut self, index: u64) -> usize {
         let mut bytes = 0;
         while self.tail_first < index.min(self.flushed_next) {
             let Some(entry) = self.tail.pop_front() else {

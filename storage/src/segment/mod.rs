@@ -122,6 +122,11 @@ impl Segment {
         }
     }
 
+    /// Something in it has stayed for long enough only to be seen.
+    pub fn has_passed_horizon(&self, now_ms: i64) -> bool {
+        self.delete_horizon_ms != i64::MAX && self.delete_horizon_ms <= now_ms
+    }
+
     pub fn id(&self) -> SegmentId {
         SegmentId {
             base_offset: self.base_offset,

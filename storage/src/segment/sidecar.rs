@@ -109,6 +109,17 @@ pub fn encode(out: &mut Vec<u8>, entry: &LogEntry, place: Place) -> u64 {
     count
 }
 
+/// Appends the slot of a batch in a compacted segment.
+pub fn encode_compacted(out: &mut Vec<u8>, index: u64, base: Offset, place: Place, length: u32) {
+    let mut slot = [0; SLOT_SIZE];
+    slot[8..16].copy_from_slice(&base.0.to_le_bytes());
+    slot[16..24].copy_from_slice(&place.position.to_le_bytes());
+    slot[32..40].copy_from_slice(&place.max_timestamp.to_le_bytes());
+    slot[44..48].copy_from_slice(&place.leader_epoch.0.to_le_bytes());
+    let kind = SlotKind::Compacted;
+    finish(out, slot, index, place.next_offset, kind, length);
+}
+
 fn finish(
     out: &mut Vec<u8>,
     mut slot: [u8; SLOT_SIZE],

@@ -5,6 +5,7 @@
 
 use std::ops::ControlFlow;
 
+use bytes::Bytes;
 use chronik_types::offset::Offset;
 use chronik_types::record_batch::BatchHeader;
 
@@ -20,6 +21,9 @@ const CHUNK_BYTES: usize = 256 << 10;
 /// Called after some bytes were read or written, to slow down; `Break` ends the work early.
 pub type Pace<'a> = dyn FnMut(u64) -> ControlFlow<()> + 'a;
 
+/// Takes a batch that was checked: its slot, header, position and bytes.
+pub type Visit<'a> = dyn FnMut(&Slot, &BatchHeader, u64, &Bytes) -> Result<(), StorageError> + 'a;
+
 /// Where the next entry has to be.
 struct Expected {
     index: u64,
@@ -28,10 +32,10 @@ struct Expected {
 }
 
 impl SegmentView<'_> {
-    /// Checks all, and shows every batch with its position. Gives `Break` if `pace` did.
+    /// Checks all, and shows every batch. Gives `Break` if `pace` did.
     pub fn verify(
         &self,
-        visit: &mut dyn FnMut(&Slot, &BatchHeader, u64),
+        visit: &mut Visit<'_>,
         pace: &mut Pace<'_>,
     ) -> Result<ControlFlow<()>, StorageError> {
         let mut log = self.log(CHUNK_BYTES);
@@ -54,7 +58,7 @@ impl SegmentView<'_> {
                     {
                         return Err(self.wrong_slot(number, "the slot is not the batch's"));
                     }
-                    visit(&slot, &header, slot.position);
+                    visit(&slot, &header, slot.position, &bytes)?;
                 }
                 SlotKind::Membership | SlotKind::Control => {
                     slots.continuation(&slot)?;
@@ -127,13 +131,13 @@ impl SegmentView<'_> {
         log: &mut LogBuffer<'_>,
         slot: &Slot,
         expected: &Expected,
-        visit: &mut dyn FnMut(&Slot, &BatchHeader, u64),
+        visit: &mut Visit<'_>,
     ) -> Result<(), StorageError> {
         let (mut position, mut offset) = (slot.position, expected.offset);
         let end = slot.position + u64::from(slot.length);
         while position < end {
             let (header, bytes) = log.batch(position, offset, slot)?;
-            visit(slot, &header, position);
+            visit(slot, &header, position, &bytes)?;
             position += bytes.len() as u64;
             offset = header.next_offset();
         }

@@ -8,6 +8,8 @@ use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
+use chronik_types::id::RaftGroupId;
+use chronik_types::record_batch::BatchHeader;
 
 use super::manifest::{LogManifest, ManifestSegment, SegmentFile};
 use crate::checkpoint::GroupCheckpoint;
@@ -17,10 +19,10 @@ use crate::partition_log::Log;
 use crate::partition_log::state::ReplicaState;
 use crate::segment::indexer::Indexer;
 use crate::segment::lookup::SegmentView;
+use crate::segment::sidecar::Slot;
 use crate::segment::{FileKind, Segment, SegmentId, dir_of};
 use crate::storage::Storage;
 use crate::sync::lock;
-use chronik_types::id::RaftGroupId;
 
 /// Most bytes of a replica's state that an install takes.
 const STATE_MAX_BYTES: usize = 256 << 20;
@@ -267,11 +269,12 @@ impl Installer {
         };
         let mut indexer = Indexer::default();
         let mut wrong_term = None;
-        let mut visit = |slot: &crate::segment::sidecar::Slot, header: &_, position| {
+        let mut visit = |slot: &Slot, header: &BatchHeader, position: u64, _: &Bytes| {
             indexer.add(&mut segment, header, position);
             if !self.is_in_term(slot.index, i64::from(slot.leader_epoch.0)) {
                 wrong_term.get_or_insert(position);
             }
+            Ok(())
         };
         // The caller goes as fast as it likes.
         let _ = view.verify(&mut visit, &mut |_| ControlFlow::Continue(()))?;

@@ -18,6 +18,7 @@ const KIND_DELETE: u8 = 5;
 const KIND_MARK: u8 = 6;
 const KIND_PURGE: u8 = 7;
 const KIND_LOG_START: u8 = 8;
+const KIND_REPLACE: u8 = 9;
 const KIND_INSTALL: u8 = 10;
 
 const PAYLOAD_BLANK: u8 = 0;
@@ -70,6 +71,8 @@ pub enum Action {
         state: Bytes,
     },
     LogStart(Offset),
+    /// Segments took the place of others; encoded as compaction does it.
+    Replace(Bytes),
     /// The log's whole content was replaced; encoded as in a checkpoint.
     Install(Bytes),
 }
@@ -132,6 +135,12 @@ impl Record {
     pub fn log_start(group: RaftGroupId, offset: Offset) -> Record {
         let mut record = Record::start(KIND_LOG_START, group);
         record.head.extend_from_slice(&offset.0.to_le_bytes());
+        record.finish()
+    }
+
+    pub fn replace(group: RaftGroupId, body: &Bytes) -> Record {
+        let mut record = Record::start(KIND_REPLACE, group);
+        record.push_sized(body);
         record.finish()
     }
 
@@ -286,6 +295,7 @@ fn decode_record(reader: &mut Reader<'_>, body: &Bytes) -> Result<Decoded, &'sta
             state: decode_sized(reader, body).ok_or(SHORT)?,
         },
         KIND_LOG_START => Action::LogStart(Offset(reader.i64().ok_or(SHORT)?)),
+        KIND_REPLACE => Action::Replace(decode_sized(reader, body).ok_or(SHORT)?),
         KIND_INSTALL => Action::Install(decode_sized(reader, body).ok_or(SHORT)?),
         _ => return Err("record is of an unknown kind"),
     };

@@ -44,6 +44,7 @@ proptest! {
             Record::purge(group, purged, 3, &Bytes::from(vote.clone())),
             Record::log_start(group, Offset(9)),
             Record::install(group, &Bytes::from(vec![1; 3000])),
+            Record::replace(group, &Bytes::from(vec![2; 30])),
         ];
         let mut body = Vec::new();
         for record in &records {
@@ -62,6 +63,7 @@ proptest! {
             Action::Purge { purged, state_index: 3, state },
             Action::LogStart(Offset(9)),
             Action::Install(Bytes::from(vec![1; 3000])),
+            Action::Replace(Bytes::from(vec![2; 30])),
         ]);
     }
 

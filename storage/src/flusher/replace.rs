@@ -1,0 +1,62 @@
+//! Puts a segment in the place of others.
+//!
+//! ```text
+//! 1. the new segment's files are fsynced, and their names      unknown files: removed at a start
+//! 2. the segments to be replaced are in the checkpoint         so that replay finds them
+//! 3. a record of the WAL says what takes whose place, durable  from here on it is the new segment
+//! 4. memory says so too, and the old files go                  unknown files, as in 1
+//! ```
+
+use std::sync::Arc;
+
+use super::Flusher;
+use crate::compaction::Replacement;
+use crate::error::StorageError;
+use crate::partition_log::Log;
+use crate::segment::SegmentId;
+use crate::wal::Record;
+
+impl Flusher {
+    pub(super) fn replace(
+        &self,
+        log: &Arc<Log>,
+        replacement: &Replacement,
+    ) -> Result<(), StorageError> {
+        self.core.poison.check()?;
+        let (incarnation, is_recorded) = {
+            let state = log.lock();
+            log.check_usable(&state)?;
+            let place = state
+                .place_of(replacement)
+                .ok_or(StorageError::Superseded)?;
+            let last = state.segments[place].last();
+            let is_recorded = last.is_none_or(|last| last.next_index <= state.recorded_next);
+            (state.incarnation, is_recorded)
+        };
+        if !is_recorded {
+            self.checkpoint_now()?;
+        }
+        let record = Record::replace(log.group, &replacement.encode());
+        // Nobody but this thread changes which segments there are.
+        let answer = self.push(record, false);
+        self.wait_for(answer)?;
+        let gone: Vec<SegmentId> = {
+            let mut state = log.lock();
+            log.check_usable(&state)?;
+            assert_eq!(
+                state.incarnation, incarnation,
+                "content changed beside the flusher"
+            );
+            let gone = state.apply_replacement(replacement);
+            state.has_new_files |= !gone.is_empty();
+            // Copies in memory still have what was removed.
+            let next = replacement.new.map_or(0, |new| new.next_index);
+            self.core.memory.evicted(state.evict_below(next));
+            gone.into_iter().filter(|id| state.doom(*id)).collect()
+        };
+        for id in gone {
+            self.core.files.remove(log.group, id);
+        }
+        Ok(())
+    }
+}
