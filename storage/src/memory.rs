@@ -11,6 +11,9 @@ use crate::error::StorageError;
 /// What an entry costs beyond its payload.
 const ENTRY_OVERHEAD_BYTES: usize = 128;
 
+/// How far entries that bring commits may exceed the budget: more than brokers have on its way.
+const EXCESS_MAX_BYTES: usize = 256 << 20;
+
 pub fn size_of(entry: &LogEntry) -> usize {
     ENTRY_OVERHEAD_BYTES + entry.payload.size_bytes()
 }
@@ -100,9 +103,16 @@ impl Memory {
         self.pinned().saturating_sub(self.ready()) > self.max_bytes / 2
     }
 
-    /// Refuses entries beyond the bound.
-    pub fn check(&self, new_bytes: usize) -> Result<(), StorageError> {
+    /// Refuses entries beyond the bound. `has_uncommitted`: their log has earlier ones that are not
+    /// committed yet. Those entries bring the commit with them, and where nothing is ready to be
+    /// flushed only commits make room: logs that were all refused would wait for each other for
+    /// ever. What they exceed the bound by is what the leaders have on its way.
+    pub fn check(&self, new_bytes: usize, has_uncommitted: bool) -> Result<(), StorageError> {
         let pinned_bytes = self.pinned();
+        let may_exceed = pinned_bytes < self.max_bytes.saturating_add(EXCESS_MAX_BYTES);
+        if has_uncommitted && may_exceed && self.ready() == 0 {
+            return Ok(());
+        }
         // Something must always be taken, or an entry above the budget could never be stored.
         if pinned_bytes > 0 && pinned_bytes.saturating_add(new_bytes) > self.max_bytes {
             self.refused.fetch_max(new_bytes, Ordering::Relaxed);

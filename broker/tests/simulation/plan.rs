@@ -127,7 +127,7 @@ impl Plan {
             has_quiet_times: random.random_bool(0.5),
             wal_file_size_bytes: pick(&[16 << 10, 64 << 10, 1 << 20], random),
             segment_bytes: pick(&[8 << 10, 64 << 10, 1 << 20], random),
-            memory_max_bytes: pick(&[8 << 20, 64 << 20], random) as usize,
+            memory_max_bytes: pick(&[1 << 20, 8 << 20, 64 << 20], random) as usize,
             records_max: pick(&[1, 5], random) as usize,
             record_bytes_max: pick(&[10, 200, 2_000], random) as usize,
             pace_ms: pick(&[10, 30, 100], random),

@@ -45,8 +45,12 @@ impl PartitionLog {
             // Blank and membership entries always go: without them nothing could be committed,
             // and the memory never be freed.
             core.space.check(bytes)?;
+            let has_uncommitted = {
+                let state = self.log.lock();
+                state.next_index() > state.committed_next
+            };
             core.memory
-                .check(bytes)
+                .check(bytes, has_uncommitted)
                 .inspect_err(|_| core.signals.free_memory())?;
         }
         let reservation = core.wal.reserve(bytes)?;
