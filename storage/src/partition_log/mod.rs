@@ -3,6 +3,7 @@
 //! Invariant: what changes a log is queued for the WAL while the log is locked, so the WAL has the
 //! operations of one log in the order in which they took effect in memory.
 
+mod damage;
 mod pins;
 mod read;
 pub mod replay;

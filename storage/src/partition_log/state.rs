@@ -14,12 +14,11 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
-use chronik_types::id::RaftGroupId;
 use chronik_types::offset::Offset;
 
 use super::pins::Pins;
 use crate::entry::{LogEntry, Purged, TermStart};
-use crate::error::{Damage, StorageError};
+use crate::error::Damage;
 use crate::memory::size_of;
 use crate::segment::Segment;
 
@@ -336,25 +335,6 @@ impl LogState {
             .range(from..)
             .map(|entry| size_of(&entry.entry))
             .sum()
-    }
-
-    /// Remembers the first damage, and tells people.
-    pub fn note_damage(&mut self, group: RaftGroupId, error: &StorageError) {
-        if let StorageError::Corrupt {
-            file,
-            position,
-            why,
-        } = error
-        {
-            let path = file.display();
-            tracing::error!(raft_group_id = %group, file = %path, position, %why, "a log is damaged");
-            self.damage.get_or_insert_with(|| Damage {
-                group,
-                file: file.clone(),
-                position: *position,
-                why: why.clone(),
-            });
-        }
     }
 
     /// Takes over the content of another log; what belongs to the group and to the handles stays.

@@ -21,7 +21,7 @@ use crate::process::{OwnChild, ProcessId};
 use crate::rest::Rest;
 use crate::wait::wait_for;
 
-const READY_DEADLINE: Duration = Duration::from_secs(60);
+const READY_DEADLINE: Duration = Duration::from_secs(120);
 /// How long a service may take to end after SIGTERM, before it is killed and that is told.
 const STOP_DEADLINE: Duration = Duration::from_secs(30);
 /// Below the range from which the kernel takes ports for outgoing connections.

@@ -261,8 +261,9 @@ impl Chooser {
                 from: Scope::Brokers,
                 direction: self.direction(),
             },
+            // Also one controller from the others, with brokers and gateways that still hear it.
             4 => Fault::Cut {
-                target: self.broker(),
+                target: self.anybody(),
                 from: Scope::Controllers,
                 direction: self.direction(),
             },
