@@ -129,7 +129,11 @@ pub fn plan(seed: u64, length: Duration, extent: Extent, families: &[Family]) ->
     let mut steps = Vec::new();
     let mut at = Duration::from_millis(1000 + chooser.below(1000));
     while at < length {
-        let family = families[chooser.index(families.len())];
+        let mut family = families[chooser.index(families.len())];
+        if family == Family::Roll && chooser.below(3) > 0 {
+            // It takes as long as several others.
+            family = families[chooser.index(families.len())];
+        }
         let (fault, lasts) = chooser.fault(family);
         let end = (at + lasts).min(length);
         steps.push(Step {
