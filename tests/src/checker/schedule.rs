@@ -326,6 +326,17 @@ mod tests {
     }
 
     #[test]
+    fn even_a_short_schedule_does_some_harm() {
+        for seed in 0..2000 {
+            let steps = plan(seed, Duration::from_secs(25), EXTENT, ALL_FAMILIES);
+            let harmful = steps
+                .iter()
+                .filter(|s| !matches!(s.fault, Fault::Move { .. }));
+            assert!(harmful.count() >= 2, "seed {seed}: {steps:?}");
+        }
+    }
+
+    #[test]
     fn every_family_is_chosen_and_only_those_that_are_allowed() {
         let steps = plan(1, Duration::from_secs(3600), EXTENT, ALL_FAMILIES);
         for wanted in [
