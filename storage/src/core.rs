@@ -1,6 +1,8 @@
 //! What all logs of one storage share.
 
 use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex};
@@ -8,12 +10,13 @@ use std::sync::{Arc, Mutex};
 use chronik_types::id::RaftGroupId;
 
 use crate::counters::Counters;
-use crate::error::StorageError;
+use crate::error::{CANNOT_SYNC, StorageError};
 use crate::flusher::Signals;
 use crate::memory::Memory;
 use crate::partition_log::Log;
 use crate::poison::Poison;
 use crate::segment::open_files::OpenFiles;
+use crate::segment::{FileKind, SegmentId};
 use crate::space::SpaceWatch;
 use crate::sync::lock;
 use crate::wal::{Done, Record, WalQueue};
@@ -33,6 +36,31 @@ pub struct Core {
 }
 
 impl Core {
+    /// Fsyncs a segment's file; a failure stops the storage. Not for a file that could not be opened:
+    /// its log may have been deleted.
+    pub fn sync_file(
+        &self,
+        group: RaftGroupId,
+        id: SegmentId,
+        kind: FileKind,
+    ) -> Result<(), StorageError> {
+        let path = self.files.path(group, id, kind);
+        let file = self.files.open(group, id, kind, false);
+        let file = file.map_err(|e| StorageError::io("cannot open", &path, e))?;
+        file.sync_data().map_err(|e| self.sync_failed(&path, e))
+    }
+
+    /// Nobody knows any more what is on the disk, and the next fsync would not tell. A folder that is
+    /// gone with its log is no such failure.
+    pub fn sync_failed(&self, file: &Path, error: io::Error) -> StorageError {
+        let is_gone = error.kind() == io::ErrorKind::NotFound;
+        let error = StorageError::io(CANNOT_SYNC, file, error);
+        match is_gone {
+            true => error,
+            false => self.poison.set(&error.to_string()),
+        }
+    }
+
     /// To be called before files are made that no log refers to yet: after a crash the start then
     /// looks for them, which it leaves out if the WAL says nothing since the last orderly end.
     pub fn announce_files(&self) -> Result<(), StorageError> {

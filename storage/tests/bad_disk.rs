@@ -343,3 +343,40 @@ fn the_scrub_keeps_to_its_rate_and_ends_at_once() {
     storage.close().unwrap();
     assert!(started.elapsed() < Duration::from_secs(2));
 }
+
+#[test]
+fn a_failed_fsync_of_files_that_are_taken_in_stops_the_storage() {
+    let source = closed();
+    let storage = open(&source);
+    let peer = storage.open_log(group(1)).unwrap();
+    let export = peer.export(peer.committed().unwrap()).unwrap();
+    let disk = FaultyDisk::new();
+    let storage = open(&disk);
+    let installer = storage
+        .install(group(1), export.manifest().clone())
+        .unwrap();
+    for (number, segment) in export.manifest().segments.iter().enumerate() {
+        for file in [
+            chronik_storage::SegmentFile::Log,
+            chronik_storage::SegmentFile::Sidecar,
+        ] {
+            let size = segment.file_bytes(file) as usize;
+            let bytes = export.read_chunk(number, file, 0, size).unwrap();
+            installer.write(number, file, 0, &bytes).unwrap();
+        }
+    }
+    let (operation, error) = (Operation::Sync, ErrorKind::Other);
+    disk.inject(Fault {
+        operation,
+        path_contains: ".log",
+        after: 0,
+        error,
+    });
+    let poisoned = |result| matches!(result, Err(StorageError::Poisoned { .. }));
+    assert!(poisoned(installer.check_segment(0)));
+    // A second fsync would succeed, and say nothing.
+    disk.clear_faults();
+    assert!(poisoned(installer.check_segment(0)));
+    assert!(poisoned(installer.commit(Bytes::new())));
+    assert!(poisoned(storage.close()));
+}

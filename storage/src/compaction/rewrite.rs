@@ -212,17 +212,13 @@ impl<'a> Writer<'a> {
         let files = &self.log.core.files;
         for kind in FileKind::ALL {
             if self.segment.file_bytes(kind) > 0 {
-                let file = files.open(self.log.group, self.segment.id(), kind, false);
-                let synced = file.and_then(|file| file.sync_data());
-                synced.map_err(|e| {
-                    let path = files.path(self.log.group, self.segment.id(), kind);
-                    StorageError::io(crate::error::CANNOT_SYNC, &path, e)
-                })?;
+                let (group, id) = (self.log.group, self.segment.id());
+                self.log.core.sync_file(group, id, kind)?;
             }
         }
         let dir = crate::segment::dir_of(files.partitions(), self.log.group);
         let synced = files.disk().sync_dir(&dir);
-        synced.map_err(|e| StorageError::io(crate::error::CANNOT_SYNC, &dir, e))?;
+        synced.map_err(|e| self.log.core.sync_failed(&dir, e))?;
         debug_assert_eq!(
             self.segment.file_bytes(FileKind::Sidecar) % SLOT_SIZE as u64,
             0

@@ -3,7 +3,7 @@
 //! Invariant: the log changes by one record of the WAL, written after all files are fsynced. A crash
 //! before it leaves files that no log refers to, which the next start removes.
 
-use std::io::{self, IoSlice};
+use std::io::IoSlice;
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex};
 
@@ -14,7 +14,7 @@ use chronik_types::record_batch::BatchHeader;
 use super::manifest::{LogManifest, ManifestSegment, SegmentFile};
 use crate::checkpoint::GroupCheckpoint;
 use crate::entry::Purged;
-use crate::error::{CANNOT_SYNC, StorageError};
+use crate::error::StorageError;
 use crate::partition_log::Log;
 use crate::partition_log::state::ReplicaState;
 use crate::segment::indexer::Indexer;
@@ -173,7 +173,7 @@ impl Installer {
         let dir = dir_of(files.partitions(), self.log.group);
         for dir in [&dir, files.partitions()] {
             let synced = files.disk().sync_dir(dir);
-            synced.map_err(|e| StorageError::io(CANNOT_SYNC, dir, e))?;
+            synced.map_err(|e| self.log.core.sync_failed(dir, e))?;
         }
         let content = self.content(replica_state);
         let log = self.log.clone();
@@ -288,19 +288,12 @@ impl Installer {
         for (kind, bytes) in indexes {
             self.write_at(segment.id(), kind, 0, bytes)?;
         }
-        self.sync(&segment)
-            .map_err(|e| StorageError::io(CANNOT_SYNC, &view.path(FileKind::Log), e))?;
-        Ok(segment)
-    }
-
-    fn sync(&self, segment: &Segment) -> io::Result<()> {
         let kinds = FileKind::ALL.into_iter();
         for kind in kinds.filter(|kind| segment.file_bytes(*kind) > 0) {
-            let files = &self.log.core.files;
-            let file = files.open(self.log.group, segment.id(), kind, false)?;
-            file.sync_data()?;
+            let (group, id) = (self.log.group, segment.id());
+            self.log.core.sync_file(group, id, kind)?;
         }
-        Ok(())
+        Ok(segment)
     }
 
     /// Whether the manifest has this entry in the term that its batches say.
