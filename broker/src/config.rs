@@ -148,11 +148,15 @@ impl ReplicationSettings {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct LogSettings {
-    /// How often retention and sealing are looked at: log.retention.check.interval.ms.
+    /// How often retention, sealing and compaction are looked at: log.retention.check.interval.ms.
     pub retention_check_interval_ms: u64,
     /// Bytes that Raft keeps readable for followers that are a little behind. One that is further
     /// behind gets a copy of the log.
     pub raft_keep_bytes: u64,
+    /// What compaction may read and write per second; 0: no limit.
+    pub compaction_bytes_per_second: u64,
+    /// Memory for the keys of one compaction: log.cleaner.dedupe.buffer.size.
+    pub compaction_map_max_bytes: usize,
     /// What copies from other brokers may take per second, all replicas together; 0: no limit.
     pub copy_bytes_per_second: u64,
     /// Logs copied from other brokers at the same time.
@@ -164,6 +168,8 @@ impl Default for LogSettings {
         Self {
             retention_check_interval_ms: 300_000,
             raft_keep_bytes: 64 * 1024 * 1024,
+            compaction_bytes_per_second: 0,
+            compaction_map_max_bytes: 128 * 1024 * 1024,
             copy_bytes_per_second: 0,
             copies_max: 4,
         }
@@ -177,6 +183,9 @@ impl LogSettings {
         }
         if self.raft_keep_bytes < 1024 * 1024 {
             return Err("log.raft-keep-bytes must be at least 1048576".to_owned());
+        }
+        if self.compaction_map_max_bytes < 1024 * 1024 {
+            return Err("log.compaction-map-max-bytes must be at least 1048576".to_owned());
         }
         if self.copies_max == 0 {
             return Err("log.copies-max must be above 0".to_owned());
@@ -372,9 +381,11 @@ CHRONIK_BROKER_STORAGE__MEMORY_MAX_BYTES. Flags win over the environment, and th
   open-followers-max        above it, those longest unused are closed after two seconds [1000]
 
   [log]
-  retention-check-interval-ms  how often retention and sealing are looked at [300000]
+  retention-check-interval-ms  how often retention, sealing and compaction are looked at [300000]
   raft-keep-bytes           kept of each log for followers a little behind; one that is further
                             behind gets a copy of the log's files [67108864]
+  compaction-bytes-per-second  read and written by compaction; 0: no limit [0]
+  compaction-map-max-bytes  memory for the keys of one compaction [134217728]
   copy-bytes-per-second     taken by all copies from other brokers; 0: no limit [0]
   copies-max                logs copied from other brokers at the same time [4]
 

@@ -22,6 +22,7 @@ pub const COPIED_BYTES: &str = "chronik_broker_copied_bytes";
 pub const COPIES_INSTALLED: &str = "chronik_broker_copies_installed";
 pub const COPIES_FAILED: &str = "chronik_broker_copies_failed";
 pub const RETENTION_RUNS: &str = "chronik_broker_retention_runs";
+pub const COMPACTIONS: &str = "chronik_broker_compactions";
 pub const REGISTERED: &str = "chronik_broker_registered";
 pub const IMAGE_REVISION: &str = "chronik_broker_image_revision";
 
@@ -56,6 +57,8 @@ pub struct BrokerMetrics {
     pub copies_failed: Counter,
     /// Log starts that were raised by retention.
     pub retention_runs: Counter,
+    /// Compactions of logs that were done.
+    pub compactions: Counter,
     /// 1 while the broker holds a session at the controllers.
     pub registered: Gauge,
     /// Revision of the cluster image in force.
@@ -81,6 +84,7 @@ impl BrokerMetrics {
             copies_installed: Counter::default(),
             copies_failed: Counter::default(),
             retention_runs: Counter::default(),
+            compactions: Counter::default(),
             registered: Gauge::default(),
             image_revision: Gauge::default(),
         };
@@ -162,6 +166,7 @@ impl BrokerMetrics {
                 "Log starts that were raised by retention",
                 &m.retention_runs,
             ),
+            (COMPACTIONS, "Compactions of logs", &m.compactions),
         ];
         for (name, help, counter) in counters {
             registry.register(name, help, counter.clone());
@@ -202,6 +207,7 @@ mod tests {
             COPIES_INSTALLED,
             COPIES_FAILED,
             RETENTION_RUNS,
+            COMPACTIONS,
             REGISTERED,
             IMAGE_REVISION,
         ] {

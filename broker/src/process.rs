@@ -42,7 +42,7 @@ use crate::leadership::{
     CampaignTiming, DriverOptions, GroupEvent, ReporterOptions, Successors, hand_over_all,
     run_driver, run_reporter,
 };
-use crate::log_life::{LogLifeOptions, run_log_life};
+use crate::log_life::{CompactionLimits, LogLifeOptions, run_log_life};
 use crate::metrics::BrokerMetrics;
 use crate::peers::{Behind, LinkTable, Peers, PeersOptions};
 use crate::reconcile::{ReconcileOptions, Reconciler};
@@ -312,6 +312,10 @@ impl Parts {
             replicas: self.replicas.clone(),
             wanted: self.upkeep_wanted,
             check_interval: Duration::from_millis(config.log.retention_check_interval_ms),
+            compaction: CompactionLimits {
+                bytes_per_second: NonZeroU64::new(config.log.compaction_bytes_per_second),
+                map_max_bytes: config.log.compaction_map_max_bytes,
+            },
             metrics: self.metrics,
             stop: self.stop.clone(),
         };

@@ -1,12 +1,15 @@
-//! The life of the logs of this broker's replicas: retention where it leads, and everywhere sealing
-//! and purging, which every replica does by itself.
+//! The life of the logs of this broker's replicas: retention where it leads, and everywhere sealing,
+//! purging and compaction, which every replica does by itself.
 //!
 //! Invariant: nothing is deleted but below a log start offset that the partition's replicas have
-//! agreed on. A group with nothing to do is only looked at: its Raft is not woken.
+//! agreed on, or by compaction, of committed entries that Raft has forgotten. A group with nothing to
+//! do is only looked at: its Raft is not woken.
 
+mod compact;
 mod rules;
 
 use std::collections::{HashSet, VecDeque};
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,13 +37,25 @@ pub struct LogLifeOptions {
     pub wanted: mpsc::UnboundedReceiver<RaftGroupId>,
     /// How often all replicas are looked at.
     pub check_interval: Duration,
+    pub compaction: CompactionLimits,
     pub metrics: BrokerMetrics,
     pub stop: CancellationToken,
 }
 
+/// What compaction may take of the machine.
+#[derive(Debug, Clone, Copy)]
+pub struct CompactionLimits {
+    /// Read and written; None: no limit.
+    pub bytes_per_second: Option<NonZeroU64>,
+    /// Memory for the keys of one run.
+    pub map_max_bytes: usize,
+}
+
 struct Shared {
     replicas: Replicas,
+    limits: CompactionLimits,
     metrics: BrokerMetrics,
+    stop: CancellationToken,
 }
 
 /// Runs until the token is cancelled.
@@ -49,15 +64,23 @@ pub async fn run_log_life(options: LogLifeOptions) {
         replicas,
         mut wanted,
         check_interval,
+        compaction,
         metrics,
         stop,
     } = options;
-    let shared = Arc::new(Shared { replicas, metrics });
+    let shared = Arc::new(Shared {
+        replicas,
+        limits: compaction,
+        metrics,
+        stop: stop.clone(),
+    });
     let mut ticks = interval(check_interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // The first tick is at once, and nothing is open then.
     ticks.tick().await;
     let mut upkeep = Tasks::new(PARALLEL_MAX);
+    // One at a time: it is the background's background.
+    let mut compactions = Tasks::new(1);
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
@@ -70,13 +93,26 @@ pub async fn run_log_life(options: LogLifeOptions) {
                 Some(group) => upkeep.add(group),
                 None => break,
             },
-            Some(ended) = upkeep.running.join_next() => upkeep.ended(ended),
+            Some(ended) = upkeep.running.join_next() => {
+                let (group, is_dirty) = upkeep.ended(ended);
+                if is_dirty {
+                    compactions.add(group);
+                }
+            }
+            Some(ended) = compactions.running.join_next() => {
+                compactions.ended(ended);
+            }
         }
         upkeep.start(&shared, |shared, replica| async move {
             look_after(&shared, &replica).await
         });
+        compactions.start(&shared, |shared, replica| async move {
+            compact::run(&shared, &replica).await;
+            false
+        });
     }
     upkeep.running.shutdown().await;
+    compactions.running.shutdown().await;
 }
 
 /// Groups that wait for their turn and those that have it.
@@ -85,7 +121,7 @@ struct Tasks {
     waiting: VecDeque<RaftGroupId>,
     queued: HashSet<RaftGroupId>,
     busy: HashSet<RaftGroupId>,
-    running: JoinSet<RaftGroupId>,
+    running: JoinSet<(RaftGroupId, bool)>,
 }
 
 impl Tasks {
@@ -105,10 +141,11 @@ impl Tasks {
         }
     }
 
-    fn ended(&mut self, ended: Result<RaftGroupId, JoinError>) {
+    fn ended(&mut self, ended: Result<(RaftGroupId, bool), JoinError>) -> (RaftGroupId, bool) {
         match ended {
-            Ok(group) => {
+            Ok((group, outcome)) => {
                 self.busy.remove(&group);
+                (group, outcome)
             }
             // Nobody aborts them: it panicked.
             Err(error) => std::panic::resume_unwind(error.into_panic()),
@@ -116,7 +153,7 @@ impl Tasks {
     }
 
     /// Starts `work` on those whose turn it is; a group that is being worked on waits for that.
-    fn start<F: Future<Output = ()> + Send + 'static>(
+    fn start<F: Future<Output = bool> + Send + 'static>(
         &mut self,
         shared: &Arc<Shared>,
         work: impl Fn(Arc<Shared>, Arc<Replica>) -> F,
@@ -133,18 +170,15 @@ impl Tasks {
             if let Some(replica) = shared.replicas.get(group) {
                 self.busy.insert(group);
                 let work = work(shared.clone(), replica);
-                self.running.spawn(async move {
-                    work.await;
-                    group
-                });
+                self.running.spawn(async move { (group, work.await) });
             }
         }
         self.waiting.extend(later);
     }
 }
 
-/// Does for one replica what is due.
-async fn look_after(shared: &Shared, replica: &Arc<Replica>) {
+/// Does for one replica what is due. True: its log is to be compacted.
+async fn look_after(shared: &Shared, replica: &Arc<Replica>) -> bool {
     replica.upkeep_begins();
     let config = replica.log_config();
     let log = replica.log();
@@ -168,6 +202,7 @@ async fn look_after(shared: &Shared, replica: &Arc<Replica>) {
         let raft_group_id = replica.group_id();
         debug!(%raft_group_id, %error, "the log is not purged; tried again");
     }
+    config.compacts && compact::is_due(replica, &config)
 }
 
 /// Deletes by age and size, where this replica leads.

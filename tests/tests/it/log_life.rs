@@ -1,7 +1,7 @@
 //! The life of a log: deletion by hand, by age and by size, on every replica; and a replica that was
 //! away for longer than Raft remembers.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -245,6 +245,86 @@ fn a_deleted_topic_gives_its_disk_back() {
             holds(left.is_empty(), format!("{left:?}"))
         });
     }
+    cluster.assert_no_panic();
+    cluster.stop();
+}
+
+/// Last value of each key.
+fn read_by_key(cluster: &Cluster, topic: &str) -> BTreeMap<String, String> {
+    let bootstrap = cluster.bootstrap();
+    let mut consume = kcat(&[
+        "-C",
+        "-q",
+        "-e",
+        "-b",
+        &bootstrap,
+        "-t",
+        topic,
+        "-p",
+        "0",
+        "-o",
+        "beginning",
+        "-K",
+        "\t",
+    ]);
+    let output = run_ok(&mut consume, "", DEADLINE);
+    let pairs = output.lines().filter_map(|line| line.split_once('\t'));
+    pairs
+        .map(|(key, value)| (key.to_owned(), value[..8].to_owned()))
+        .collect()
+}
+
+#[test]
+fn a_compacted_topic_keeps_the_last_value_of_every_key_on_every_replica() {
+    const KEYS: usize = 100;
+    const ROUNDS: usize = 120;
+    let settings = [("RETENTION_CHECK_INTERVAL_MS", "500")];
+    let mut cluster = cluster("compacted", &settings);
+    let rest = cluster.rest();
+    let configs = json!({"cleanup.policy": "compact", "segment.bytes": "1048576",
+        "min.cleanable.dirty.ratio": "0.01"});
+    rest.create_topic("latest", 1, 3, configs);
+    rest.wait_until_healthy("latest", DEADLINE);
+    let filler = "x".repeat(1000);
+    let mut input = String::new();
+    for round in 0..ROUNDS {
+        for key in 0..KEYS {
+            input.push_str(&format!("key-{key:03}\t{round:08} {filler}\n"));
+        }
+    }
+    let bootstrap = cluster.bootstrap();
+    let mut produce = kcat(&[
+        "-P",
+        "-b",
+        &bootstrap,
+        "-t",
+        "latest",
+        "-p",
+        "0",
+        "-K",
+        "\t",
+        "-X",
+        "acks=all",
+        "-X",
+        "enable.idempotence=true",
+    ]);
+    run_ok(&mut produce, &input, DEADLINE);
+    for broker in BROKERS {
+        wait_for(&format!("{broker} to compact"), DEADLINE, || {
+            let bytes = all_log_bytes(&cluster, broker);
+            holds(bytes < 3 * MIB, format!("{bytes} bytes"))
+        });
+    }
+    let expected: BTreeMap<String, String> = (0..KEYS)
+        .map(|key| (format!("key-{key:03}"), format!("{:08}", ROUNDS - 1)))
+        .collect();
+    assert_eq!(read_by_key(&cluster, "latest"), expected);
+    crash(&mut cluster, "latest");
+    assert_eq!(read_by_key(&cluster, "latest"), expected);
+    // Whoever leads has the same.
+    let leader = rest.partition("latest", 0).expect("REST answers").leader;
+    cluster.kill_9(&format!("broker-{}", leader.expect("a leader")));
+    assert_eq!(read_by_key(&cluster, "latest"), expected);
     cluster.assert_no_panic();
     cluster.stop();
 }

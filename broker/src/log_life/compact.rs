@@ -1,0 +1,91 @@
+//! When a compacted topic's log is compacted, and at which pace.
+//!
+//! Invariant: one compaction at a time in this process, on a thread where blocking is allowed; the
+//! pace counts what is read and written.
+
+use std::collections::HashMap;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use chronik_storage::{CompactionRequest, CompactionSettings};
+use tracing::{debug, info, warn};
+
+use super::Shared;
+use crate::replica::state_machine::now_ms;
+use crate::replica::{LogConfig, Replica};
+
+/// Longest pause before it is looked whether the process stops.
+const PAUSE_MAX: Duration = Duration::from_millis(100);
+
+fn settings(config: &LogConfig) -> CompactionSettings {
+    CompactionSettings {
+        delete_retention_ms: config.delete_retention_ms,
+        min_compaction_lag_ms: config.min_compaction_lag_ms,
+        max_compaction_lag_ms: config.max_compaction_lag_ms,
+        min_cleanable_dirty_ratio: config.min_cleanable_dirty_thousandths as f64 / 1000.0,
+    }
+}
+
+/// Whether there is enough to compact.
+pub fn is_due(replica: &Replica, config: &LogConfig) -> bool {
+    let due = replica.log().compaction_due(&settings(config), now_ms());
+    due.is_some()
+}
+
+/// Compacts what there is to compact.
+pub async fn run(shared: &Arc<Shared>, replica: &Arc<Replica>) {
+    let config = replica.log_config();
+    // It may have been changed, or done, while this waited for its turn.
+    if !config.compacts || !is_due(replica, &config) {
+        return;
+    }
+    let raft_group_id = replica.group_id();
+    let request = CompactionRequest {
+        settings: settings(&config),
+        now_ms: now_ms(),
+        limit: replica.high_watermark(),
+        active_producers: replica.active_producers().collect::<HashMap<_, _>>(),
+        map_max_bytes: shared.limits.map_max_bytes,
+    };
+    let (log, shared) = (replica.log().clone(), shared.clone());
+    let began = Instant::now();
+    let compacted = tokio::task::spawn_blocking(move || {
+        let report = log.compact(&request, &mut pace(&shared, began));
+        (report, shared)
+    });
+    match compacted.await {
+        Ok((Ok(report), shared)) => {
+            shared.metrics.compactions.inc();
+            let removed = report.records_removed;
+            let (before, after) = (report.segments_before, report.segments_after);
+            let seconds = began.elapsed().as_secs_f64();
+            info!(%raft_group_id, removed, before, after, seconds, "a log is compacted");
+        }
+        Ok((Err(error), _)) => {
+            warn!(%raft_group_id, %error, "a compaction was broken off; tried again");
+        }
+        Err(_) => debug!(%raft_group_id, "a compaction was cancelled"),
+    }
+}
+
+/// Sleeps so long that the bytes since `began` keep to the rate; ends when the process stops.
+fn pace(shared: &Shared, began: Instant) -> impl FnMut(u64) -> ControlFlow<()> + '_ {
+    let mut total = 0u64;
+    move |bytes| {
+        total = total.saturating_add(bytes);
+        let due = match shared.limits.bytes_per_second {
+            Some(rate) => Duration::from_secs_f64(total as f64 / rate.get() as f64),
+            None => Duration::ZERO,
+        };
+        loop {
+            if shared.stop.is_cancelled() {
+                return ControlFlow::Break(());
+            }
+            match due.checked_sub(began.elapsed()) {
+                Some(left) if !left.is_zero() => std::thread::sleep(left.min(PAUSE_MAX)),
+                _ => return ControlFlow::Continue(()),
+            }
+        }
+    }
+}
