@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -19,9 +19,14 @@ use tonic::transport::Channel;
 
 use crate::config::{Config, ReplicationSettings};
 use crate::fake_controller::{FakeController, Serving};
+use crate::peers::Connector;
 use crate::replica::engine::EngineStatus;
 use crate::replica::test_batches;
 use crate::replicas::WeakReplicas;
+
+mod cut_off_test;
+
+use cut_off_test::Ways;
 
 const LIMIT: Duration = Duration::from_secs(40);
 const BROKERS: [i32; 3] = [1, 2, 3];
@@ -35,7 +40,7 @@ struct TestBroker {
 }
 
 impl TestBroker {
-    fn start(config: Config) -> TestBroker {
+    fn start(config: Config, connector: Arc<dyn Connector>) -> TestBroker {
         let (kill, killed) = oneshot::channel();
         let (started, addresses) = mpsc::channel();
         let stop = CancellationToken::new();
@@ -46,7 +51,7 @@ impl TestBroker {
                 .build()
                 .unwrap();
             let outcome = runtime.block_on(async move {
-                let running = crate::start(config).await?;
+                let running = crate::start_with(config, connector).await?;
                 let replicas = running.replicas().downgrade();
                 started.send((running.rpc_address, replicas)).unwrap();
                 tokio::select! {
@@ -87,6 +92,8 @@ struct Cluster {
     folder: PathBuf,
     controller: String,
     tune: fn(&mut ReplicationSettings),
+    /// Ways between brokers that a test may cut.
+    ways: Ways,
     brokers: BTreeMap<i32, TestBroker>,
 }
 
@@ -111,6 +118,7 @@ impl Cluster {
             folder: folder.to_owned(),
             controller: controller.address.clone(),
             tune,
+            ways: Ways::default(),
             brokers: BTreeMap::new(),
         };
         for id in BROKERS {
@@ -131,7 +139,10 @@ impl Cluster {
         };
         config.storage.wal_file_size_bytes = 4 * 1024 * 1024;
         (self.tune)(&mut config.replication);
-        self.brokers.insert(id, TestBroker::start(config));
+        let connector = self.ways.connector(id);
+        let broker = TestBroker::start(config, connector);
+        self.ways.add(id, broker.rpc_address);
+        self.brokers.insert(id, broker);
     }
 
     fn kill(&mut self, id: i32) -> SocketAddr {
@@ -164,6 +175,11 @@ impl Cluster {
     }
 
     async fn try_produce(&self, id: i32, group: u64, value: &str) -> bool {
+        self.ask_to_produce(id, group, value).await == v1::PartitionError::None
+    }
+
+    /// How the broker answers one record with acks=all.
+    async fn ask_to_produce(&self, id: i32, group: u64, value: &str) -> v1::PartitionError {
         let request = v1::ProduceRequest {
             request_id: 1,
             acks: -1,
@@ -179,8 +195,8 @@ impl Cluster {
         let mut client = self.client(id).await;
         let mut responses = client.produce(requests).await.unwrap().into_inner();
         match responses.next().await {
-            Some(Ok(response)) => response.partitions[0].error() == v1::PartitionError::None,
-            _ => false,
+            Some(Ok(response)) => response.partitions[0].error(),
+            _ => v1::PartitionError::TimedOut,
         }
     }
 

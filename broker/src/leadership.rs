@@ -73,6 +73,8 @@ pub enum GroupEvent {
 pub struct CampaignTiming {
     /// Each next candidate waits so much longer.
     pub stagger: Duration,
+    /// Added to the stagger, since candidates of the same rank have other campaigns to run.
+    pub extra: Duration,
     /// The leader of record is connected but has not spoken since this process started.
     pub unconfirmed: Duration,
     /// The leader's link is silent or broken for a reason that does not prove its death.
@@ -90,6 +92,7 @@ impl CampaignTiming {
     pub fn new(stagger: Duration) -> Self {
         Self {
             stagger,
+            extra: Duration::ZERO,
             unconfirmed: Duration::from_millis(400),
             lost: Duration::from_millis(300),
             fenced: Duration::from_millis(1_000),
@@ -162,28 +165,32 @@ pub fn leader_status(view: &GroupView<'_>, world: &World<'_>) -> LeaderStatus {
     };
     let link = world.links.status(leader.broker_id);
     let fenced = world.fenced.contains(&leader.broker_id);
-    match link.state {
-        LinkState::Refused => LeaderStatus::Dead,
-        LinkState::Connecting | LinkState::Silent | LinkState::Unreachable if fenced => {
-            LeaderStatus::Dead
-        }
-        // A leader that does not reach us cannot lead us, though it lives.
-        LinkState::Connecting | LinkState::Silent | LinkState::Unreachable | LinkState::OneWay => {
-            LeaderStatus::Lost
-        }
-        LinkState::Up => match world.heard {
-            Some(heard) if heard.broker == leader.broker_id && heard.term == view.term => {
-                if link.incarnation != Some(heard.incarnation) {
-                    LeaderStatus::Restarted
-                } else if fenced {
-                    LeaderStatus::Fenced
-                } else {
-                    LeaderStatus::Live
-                }
+    let Some(process) = link.speaks_as() else {
+        return match link.state {
+            LinkState::Refused => LeaderStatus::Dead,
+            LinkState::Connecting | LinkState::Silent | LinkState::Unreachable if fenced => {
+                LeaderStatus::Dead
             }
-            _ if fenced => LeaderStatus::Fenced,
-            _ => LeaderStatus::Unconfirmed,
-        },
+            // A leader that does not reach us cannot lead us, though it lives.
+            LinkState::Connecting
+            | LinkState::Silent
+            | LinkState::Unreachable
+            | LinkState::OneWay
+            | LinkState::Up => LeaderStatus::Lost,
+        };
+    };
+    match world.heard {
+        Some(heard) if heard.broker == leader.broker_id && heard.term == view.term => {
+            if process != heard.incarnation {
+                LeaderStatus::Restarted
+            } else if fenced {
+                LeaderStatus::Fenced
+            } else {
+                LeaderStatus::Live
+            }
+        }
+        _ if fenced => LeaderStatus::Fenced,
+        _ => LeaderStatus::Unconfirmed,
     }
 }
 
@@ -245,13 +252,15 @@ pub fn campaign_delay(
         return Some(
             doubled
                 .min(timing.retry_max)
-                .saturating_add(timing.stagger / 4 * rank),
+                .saturating_add(timing.stagger / 4 * rank)
+                .saturating_add(timing.extra * rank),
         );
     }
     // It led before its process was restarted: the others still believe in it, and wait.
     let led_last = status == LeaderStatus::None && view.term > 0 && view.voted_for == view.me;
     let rank = if led_last { 0 } else { rank };
-    Some(base.saturating_add(timing.stagger * rank))
+    let stagger = timing.stagger.saturating_add(timing.extra);
+    Some(base.saturating_add(stagger * rank))
 }
 
 #[cfg(test)]
@@ -280,6 +289,7 @@ mod tests {
         let status = |state| LinkStatus {
             state,
             incarnation: Some(incarnation(1)),
+            inbound: None,
         };
         let links = states
             .iter()
@@ -384,6 +394,27 @@ mod tests {
         // What it asks of others is answered, so that one alone keeps a majority for it.
         let case = Case::new(2, Some(1), &[(1, OneWay)]);
         assert_eq!(case.decide(), (LeaderStatus::Lost, Some(300 * MS)));
+    }
+
+    #[test]
+    fn a_leader_that_reaches_us_leads_though_we_do_not_reach_it() {
+        use LinkState::{Connecting, Unreachable};
+        for state in [Silent, Connecting, Unreachable] {
+            let mut case = Case::new(2, Some(1), &[(1, state), (3, Up)]);
+            let link = case.links.0.get_mut(&BrokerId(1)).unwrap();
+            link.inbound = Some(incarnation(1));
+            assert_eq!(case.decide(), (LeaderStatus::Live, None));
+            let link = case.links.0.get_mut(&BrokerId(1)).unwrap();
+            link.inbound = Some(incarnation(2));
+            assert_eq!(
+                case.decide(),
+                (LeaderStatus::Restarted, Some(Duration::ZERO))
+            );
+        }
+        let mut case = Case::new(2, Some(1), &[(1, Refused), (3, Up)]);
+        let link = case.links.0.get_mut(&BrokerId(1)).unwrap();
+        link.inbound = Some(incarnation(1));
+        assert_eq!(case.decide().0, LeaderStatus::Dead);
     }
 
     #[test]

@@ -35,4 +35,6 @@ mod cluster_test;
 mod fake_controller;
 mod process;
 
+#[cfg(test)]
+pub(crate) use process::start_with;
 pub use process::{Running, start};

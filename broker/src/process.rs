@@ -44,7 +44,7 @@ use crate::leadership::{
 };
 use crate::log_life::{CompactionLimits, LogLifeOptions, run_log_life};
 use crate::metrics::BrokerMetrics;
-use crate::peers::{Behind, LinkTable, Peers, PeersOptions};
+use crate::peers::{Behind, Connector, GrpcConnector, LinkTable, Peers, PeersOptions};
 use crate::reconcile::{ReconcileOptions, Reconciler};
 use crate::replica::Upkeep;
 use crate::replica::raft_config::raft_config;
@@ -89,6 +89,14 @@ pub struct Running {
 /// Starts a broker. It serves what it has on its disk at once, and registers as soon as a
 /// controller answers.
 pub async fn start(config: Config) -> anyhow::Result<Running> {
+    start_with(config, Arc::new(GrpcConnector)).await
+}
+
+/// As `start`, with another way to connect to peers.
+pub(crate) async fn start_with(
+    config: Config,
+    connector: Arc<dyn Connector>,
+) -> anyhow::Result<Running> {
     config.validate().map_err(anyhow::Error::msg)?;
     // 1. Ports first: a second process on the same machine fails before it touches anything.
     let rpc_listener = bind(config.rpc_listen, "rpc-listen").await?;
@@ -96,7 +104,7 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
     let rpc_address = rpc_listener.local_addr()?;
     let http_address = http_listener.local_addr()?;
     // 2. Storage, the last image, the transport.
-    let mut parts = Parts::open(&config, rpc_address).await?;
+    let mut parts = Parts::open(&config, rpc_address, connector).await?;
     // 3. The replicas known from disk.
     let saved = parts.client.view().borrow().clone();
     parts.reconciler.reconcile(&saved).await;
@@ -171,7 +179,11 @@ struct Handles {
 }
 
 impl Parts {
-    async fn open(config: &Config, rpc_address: SocketAddr) -> anyhow::Result<Parts> {
+    async fn open(
+        config: &Config,
+        rpc_address: SocketAddr,
+        connector: Arc<dyn Connector>,
+    ) -> anyhow::Result<Parts> {
         let storage = open_storage(config).await?;
         let stop = CancellationToken::new();
         let broker_id = BrokerId(config.broker_id);
@@ -195,14 +207,15 @@ impl Parts {
         let metrics = BrokerMetrics::register(&mut registry);
         let replicas = Replicas::new();
         let (behind_sender, behind) = mpsc::channel(BEHIND_MAX);
-        let (peers, nudges) = Peers::new(PeersOptions {
+        let peers_options = PeersOptions {
             broker_id,
             incarnation,
             timing: config.replication.link_timing(),
             groups: Arc::new(replicas.downgrade()),
             behind: behind_sender,
             stop: stop.clone(),
-        });
+        };
+        let (peers, nudges) = Peers::with_connector(peers_options, connector);
         let (wanted, upkeep_wanted) = mpsc::unbounded_channel();
         let (groups_sender, group_events) = mpsc::unbounded_channel();
         let missing = watch::Sender::new(0);

@@ -35,6 +35,10 @@ impl CampaignQueue {
         self.in_use.pop_front().or_else(|| self.at_rest.pop_front())
     }
 
+    pub fn running(&self) -> u32 {
+        u32::try_from(self.running).unwrap_or(u32::MAX)
+    }
+
     pub fn started(&mut self) {
         self.running = self.running.saturating_add(1);
     }

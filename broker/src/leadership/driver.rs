@@ -32,14 +32,17 @@ use crate::replicas::Replicas;
 
 /// How long one campaign is waited for before the next attempt is considered.
 const CAMPAIGN_TIMEOUT: Duration = Duration::from_millis(150);
+const CAMPAIGN_TIMEOUT_MAX: Duration = Duration::from_secs(1);
 /// Same, for a new group: the others may not have opened their replicas yet.
 const NEW_TIMEOUT: Duration = Duration::from_millis(40);
 /// Same, where a shorter log was in the way: the first attempt often meets a term that is taken.
 const NUDGED_TIMEOUT: Duration = Duration::from_millis(20);
 /// The second candidate of each partition waits longer the more partitions have no leader, since the
 /// first one has as many campaigns to run. One that cannot win says so, and is not waited for.
-const STAGGER_PER_GROUP: Duration = Duration::from_millis(1);
-const STAGGER_EXTRA_MAX: Duration = Duration::from_secs(10);
+const STAGGER_PER_GROUP: Duration = Duration::from_millis(3);
+const STAGGER_EXTRA_MAX: Duration = Duration::from_secs(20);
+/// A campaign is waited for longer the more of them run.
+const TIMEOUT_PER_CAMPAIGN: Duration = Duration::from_millis(10);
 /// A partition that was used so recently counts as in use.
 const IN_USE: Duration = Duration::from_secs(10);
 /// What happened to many partitions is told in one line per interval.
@@ -563,7 +566,7 @@ impl Driver {
             let extra = STAGGER_PER_GROUP
                 .saturating_mul(self.leaderless)
                 .min(STAGGER_EXTRA_MAX);
-            timing.stagger = timing.stagger.saturating_add(extra);
+            timing.extra = extra;
         }
         let delay = campaign_delay(&view, &world, status, &timing);
         let before = std::mem::replace(&mut group.status, status);
@@ -665,6 +668,12 @@ impl Driver {
                 0 => NEW_TIMEOUT,
                 _ => CAMPAIGN_TIMEOUT,
             };
+            let limit = limit + TIMEOUT_PER_CAMPAIGN.saturating_mul(self.campaigns.running());
+            // One that was too short, on a busy machine, is not too short for ever: the next attempt
+            // takes a new term, and would undo what this one is about to win.
+            let limit = limit
+                .saturating_mul(1 << group.attempts.min(3))
+                .min(CAMPAIGN_TIMEOUT_MAX);
             self.campaign(id, limit, Instant::now());
         }
     }
@@ -686,12 +695,18 @@ impl Driver {
             let mut leadership = replica.leadership();
             let known = *leadership.borrow_and_update();
             if by_force {
-                take_over(&replica, limit).await;
+                take_over(&replica, limit.min(CAMPAIGN_TIMEOUT)).await;
             } else {
-                elect(&replica).await;
+                // One that never voted can disturb nobody: there is no need to ask first.
+                let ask_first = held_vote(&replica).term > 0;
+                elect(&replica, ask_first).await;
             }
+            let mut own_epoch = known.leader_epoch;
             let decided = leadership.wait_for(|current| {
-                current.leader.is_some() && current.leader_epoch > known.leader_epoch
+                // After its own, any other term is one that a rival has taken: try again with the next.
+                let is_lost = own_epoch > known.leader_epoch && current.leader_epoch > own_epoch;
+                own_epoch = own_epoch.max(current.leader_epoch);
+                is_lost || (current.leader.is_some() && current.leader_epoch > known.leader_epoch)
             });
             if let Ok(Ok(current)) = timeout(limit, decided).await
                 && current.is_leader

@@ -75,9 +75,9 @@ pub(super) async fn accept_transfer(
     raft.handle_transfer_leader(request).await
 }
 
-/// An ordinary election, after a round that asks whether it could be won.
-pub async fn elect(replica: &Replica) {
-    let _ = replica.campaign(true).await;
+/// An ordinary election; after a round that asks whether it could be won, if `ask_first`.
+pub async fn elect(replica: &Replica, ask_first: bool) {
+    let _ = replica.campaign(ask_first).await;
 }
 
 /// Tells a follower that can be reached again who leads, and sends what it missed without waiting

@@ -229,7 +229,7 @@ async fn run(link: &Link, connection: Dialled, timing: LinkTiming) -> DialError 
                     link.set_state(LinkState::Silent);
                 }
                 sequence = sequence.wrapping_add(1);
-                if queue.push_control(Message::Ping(v1::PeerPing { sequence })).is_err() {
+                if queue.push_control(Message::Ping(v1::PeerPing { sequence, unanswered: silent })).is_err() {
                     return DialError::Closed;
                 }
             }

@@ -183,10 +183,8 @@ impl Link {
             });
         }
         self.publish(|status| {
-            *status = LinkStatus {
-                state: LinkState::Up,
-                incarnation: Some(incarnation),
-            }
+            status.state = LinkState::Up;
+            status.incarnation = Some(incarnation);
         });
     }
 
@@ -200,6 +198,18 @@ impl Link {
 
     pub(super) fn set_state(&self, state: LinkState) {
         self.publish(|status| status.state = state);
+    }
+
+    /// A stream of the peer's own brought something.
+    pub(super) fn inbound_speaks(&self, incarnation: Uuid) {
+        self.publish(|status| status.inbound = Some(incarnation));
+    }
+
+    /// A stream of the peer's own has ended or is silent. Another one of the same process says so soon.
+    pub(super) fn inbound_silent(&self, incarnation: Uuid) {
+        self.publish(|status| {
+            status.inbound = status.inbound.filter(|speaking| *speaking != incarnation);
+        });
     }
 
     fn publish(&self, change: impl FnOnce(&mut LinkStatus)) {

@@ -22,6 +22,7 @@ mod transport_test;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use chronik_proto::MESSAGE_SIZE_MAX;
 use chronik_proto::v1::peers_server::PeersServer;
@@ -55,6 +56,8 @@ pub struct Behind {
     /// The leader's.
     pub vote: Vote,
 }
+/// Brokers that are told apart.
+const PEERS_MAX: usize = 10_000;
 
 /// What the transport is made of.
 pub struct PeersOptions {
@@ -202,6 +205,14 @@ impl Peers {
             .clone()
     }
 
+    /// The link to a peer that connects; None: there are too many to be true.
+    fn known_link(&self, broker: BrokerId) -> Option<Arc<Link>> {
+        let links = self.lock();
+        let fits = links.contains_key(&broker) || links.len() < PEERS_MAX;
+        drop(links);
+        fits.then(|| self.link(broker))
+    }
+
     /// Whether this broker has tried to reach that one for a while, and gets no answer.
     fn does_not_reach(&self, broker: BrokerId) -> bool {
         let link = self.lock().get(&broker).map(|peer| peer.link.clone());
@@ -225,8 +236,7 @@ impl Peers {
         let status = self.inner.table.borrow().status(leader.broker_id);
         heard.term == vote.leader_id.term
             && heard.broker == leader.broker_id
-            && status.is_up()
-            && status.incarnation == Some(heard.incarnation)
+            && status.speaks_as() == Some(heard.incarnation)
     }
 
     /// A full queue means that the driver has as much to do already; its own retries follow.
@@ -249,6 +259,10 @@ impl Peers {
 
     fn incarnation(&self) -> Uuid {
         self.inner.options.incarnation
+    }
+
+    fn silence(&self) -> Duration {
+        self.inner.options.timing.silence
     }
 
     fn stop_token(&self) -> &CancellationToken {

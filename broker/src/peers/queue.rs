@@ -176,7 +176,10 @@ mod tests {
     use v1::peer_message::Message;
 
     fn ping(sequence: u64) -> Message {
-        Message::Ping(v1::PeerPing { sequence })
+        Message::Ping(v1::PeerPing {
+            sequence,
+            unanswered: false,
+        })
     }
 
     fn close_session(session_id: u64) -> Message {

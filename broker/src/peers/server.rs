@@ -16,6 +16,7 @@ use futures::stream::{BoxStream, FuturesUnordered, StreamExt};
 use openraft::raft::VoteResponse;
 use prost::Message as _;
 use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, warn};
@@ -28,6 +29,7 @@ use v1::peer_request::Request as RaftRequest;
 use super::codec::{self, InvalidPeerMessage, Route};
 use super::connector::Frames;
 use super::endpoint::{RaftEndpoint, Stopped};
+use super::link::Link;
 use super::queue::{FrameQueue, FrameStream};
 use super::{Behind, Peers};
 use crate::replica::raft_config::TypeConfig;
@@ -80,6 +82,10 @@ async fn serve(peers: Peers, mut inbound: Frames, queue: Arc<FrameQueue>) {
     let mut inbound_peer: Option<InboundPeer> = None;
     let mut requests: FuturesUnordered<BoxFuture<'static, v1::PeerAnswer>> =
         FuturesUnordered::new();
+    let silence = peers.silence();
+    let mut looks = interval(silence);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let (mut heard, mut looked) = (Instant::now(), Instant::now());
     loop {
         tokio::select! {
             biased;
@@ -97,6 +103,7 @@ async fn serve(peers: Peers, mut inbound: Frames, queue: Arc<FrameQueue>) {
                         return;
                     }
                 };
+                heard = Instant::now();
                 let frame_size = frame.encoded_len();
                 for message in frame.messages {
                     let Some(message) = message.message else { continue };
@@ -107,6 +114,18 @@ async fn serve(peers: Peers, mut inbound: Frames, queue: Arc<FrameQueue>) {
                         },
                         Some(peer) => peer.receive(message, frame_size, &mut requests),
                     }
+                }
+            }
+            now = looks.tick() => {
+                if now.duration_since(looked) > silence + silence / 2 {
+                    // This process was stopped or starved: that says nothing about the peer.
+                    heard = now;
+                }
+                looked = now;
+                if now.saturating_duration_since(heard) > silence
+                    && let Some(peer) = &inbound_peer
+                {
+                    peer.link.inbound_silent(peer.incarnation);
                 }
             }
         }
@@ -135,9 +154,12 @@ fn hello(peers: &Peers, message: Message, queue: &Arc<FrameQueue>) -> Option<Inb
         incarnation_id: chronik_proto::uuid_bytes(peers.incarnation()),
     };
     queue.push_control(Message::Hello(answer)).ok()?;
+    let broker = BrokerId(hello.broker_id);
+    let link = peers.known_link(broker)?;
     Some(InboundPeer {
         peers: peers.clone(),
-        broker: BrokerId(hello.broker_id),
+        link,
+        broker,
         incarnation,
         queue: queue.clone(),
         sessions: HashMap::new(),
@@ -147,10 +169,18 @@ fn hello(peers: &Peers, message: Message, queue: &Arc<FrameQueue>) -> Option<Inb
 /// One connected peer that sends to this broker.
 struct InboundPeer {
     peers: Peers,
+    /// Our own way to the same broker.
+    link: Arc<Link>,
     broker: BrokerId,
     incarnation: Uuid,
     queue: Arc<FrameQueue>,
     sessions: HashMap<u64, mpsc::Sender<AppendRequest>>,
+}
+
+impl Drop for InboundPeer {
+    fn drop(&mut self) {
+        self.link.inbound_silent(self.incarnation);
+    }
 }
 
 impl InboundPeer {
@@ -163,6 +193,11 @@ impl InboundPeer {
     ) {
         match message {
             Message::Ping(ping) => {
+                // One that hears nothing leads nobody, though it is heard.
+                match ping.unanswered {
+                    false => self.link.inbound_speaks(self.incarnation),
+                    true => self.link.inbound_silent(self.incarnation),
+                }
                 let pong = v1::PeerPong {
                     sequence: ping.sequence,
                     unreached: self.peers.does_not_reach(self.broker),
@@ -368,10 +403,12 @@ impl InboundPeer {
                 return Answer::Vote(codec::vote_answer_to_wire(&refused));
             }
             let candidate_last = request.last_log_id;
-            let takes_over = request.leadership_transfer;
+            let may_nudge =
+                request.leadership_transfer || !peers.leader_is_alive(route, &*endpoint);
             let result = endpoint.vote(request, pre_vote).await;
             if let Ok(response) = &result
-                && takes_over
+                && !pre_vote
+                && may_nudge
                 && !response.vote_granted
                 && response.last_log_id > candidate_last
             {

@@ -27,13 +27,26 @@ pub struct LinkStatus {
     pub state: LinkState,
     /// Another incarnation than before means that the peer was restarted.
     pub incarnation: Option<Uuid>,
+    /// The process of the peer whose own stream reaches this broker now.
+    pub inbound: Option<Uuid>,
 }
 
 impl LinkStatus {
     pub const UNKNOWN: LinkStatus = LinkStatus {
         state: LinkState::Connecting,
         incarnation: None,
+        inbound: None,
     };
+
+    /// The process of the peer, if that reaches this broker: by its answers, or by a stream of its own
+    /// where ours is not answered.
+    pub fn speaks_as(&self) -> Option<Uuid> {
+        match self.state {
+            LinkState::Up => self.incarnation,
+            LinkState::Connecting | LinkState::Silent | LinkState::Unreachable => self.inbound,
+            LinkState::OneWay | LinkState::Refused => None,
+        }
+    }
 
     /// The way is open in both directions.
     pub fn is_up(&self) -> bool {

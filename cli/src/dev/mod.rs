@@ -123,7 +123,6 @@ pub async fn run(arguments: DevArguments) -> anyhow::Result<()> {
     let mut ports = Ports::default();
     let layout = plan_layout(&arguments, &data_dir, &mut ports)?;
     let telemetry = Telemetry {
-        log_filter: service_config::LOG_FILTER,
         otlp_endpoint: arguments.otlp_endpoint.clone(),
         trace_sample_ratio: arguments.trace_sample_ratio,
     };

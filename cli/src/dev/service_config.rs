@@ -11,15 +11,10 @@ use serde::Serialize;
 use super::layout::Layout;
 use super::process::Role;
 
-/// What the Raft library tells at its INFO level, several lines per partition and election, would
-/// hide what the services tell.
-pub const LOG_FILTER: &str = "info,openraft=warn";
-
-/// What the services log, and how traces leave them.
+/// How traces leave the services. What they log is their own default.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Telemetry {
-    pub log_filter: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub otlp_endpoint: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
