@@ -20,12 +20,12 @@ for service in controller broker gateway; do
     binary=$target/release/chronik-$service
     context=$target/images/$service
     rm -rf "$context"
-    mkdir -p "$context/data" "$context/root/usr/local/bin"
-    strip --strip-debug -o "$context/root/usr/local/bin/chronik-$service" "$binary"
+    mkdir -p "$context/data" "$context/rootfs/usr/local/bin"
+    strip --strip-debug -o "$context/rootfs/usr/local/bin/chronik-$service" "$binary"
     # "libm.so.6 => /lib/.../libm.so.6 (0x...)", and the loader as "/lib64/ld-... (0x...)".
     ldd "$binary" | awk '{ for (i = 1; i <= NF; i++) if ($i ~ /^\//) print $i }' |
         while read -r library; do
-            cp -L --parents "$library" "$context/root/"
+            cp -L --parents "$library" "$context/rootfs/"
         done
     # The classic builder is enough, and is what a machine without buildx has.
     DOCKER_BUILDKIT=${DOCKER_BUILDKIT:-0} "$docker" build --quiet \

@@ -240,9 +240,13 @@ pub fn plan(
             .collect();
     }
     plan.remove.sort_unstable();
+    // A replica without a log is opened only on the word of controllers that know this process and
+    // its disk. An older image may name a replica whose log was lost with the disk: under its old id
+    // it would vote a second time, with an empty log.
     let opens = wanted
         .keys()
-        .filter(|group| !running.contains_key(*group) || plan.remove.binary_search(group).is_ok());
+        .filter(|group| !running.contains_key(*group) || plan.remove.binary_search(group).is_ok())
+        .filter(|group| trusted || on_disk.contains(*group));
     plan.open = opens.copied().collect();
     plan
 }
@@ -611,6 +615,18 @@ mod tests {
             }
         );
         assert_eq!(check(&image, &[(7, both[0])], &[7], true), Plan::default());
+        assert_eq!(check(&image, &[], &[7], false), first);
+    }
+
+    #[test]
+    fn a_replica_that_lost_its_log_is_not_opened_under_its_old_id() {
+        let image = image(&[(7, &[replica(1, 5), replica(2, 5)])]);
+        assert_eq!(check(&image, &[], &[], false), Plan::default());
+        let opened = Plan {
+            open: groups(&[7]),
+            ..Plan::default()
+        };
+        assert_eq!(check(&image, &[], &[], true), opened);
     }
 
     #[test]

@@ -9,14 +9,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chronik_storage::{CompactionRequest, CompactionSettings};
+use tokio::runtime::Handle;
+use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
 use super::Shared;
 use crate::replica::state_machine::now_ms;
 use crate::replica::{LogConfig, Replica};
-
-/// Longest pause before it is looked whether the process stops.
-const PAUSE_MAX: Duration = Duration::from_millis(100);
 
 fn settings(config: &LogConfig) -> CompactionSettings {
     CompactionSettings {
@@ -69,8 +68,10 @@ pub async fn run(shared: &Arc<Shared>, replica: &Arc<Replica>) {
     }
 }
 
-/// Sleeps so long that the bytes since `began` keep to the rate; ends when the process stops.
+/// Waits so long that the bytes since `began` keep to the rate; ends when the process stops. On a
+/// thread for blocking work.
 fn pace(shared: &Shared, began: Instant) -> impl FnMut(u64) -> ControlFlow<()> + '_ {
+    let runtime = Handle::current();
     let mut total = 0u64;
     move |bytes| {
         total = total.saturating_add(bytes);
@@ -78,14 +79,16 @@ fn pace(shared: &Shared, began: Instant) -> impl FnMut(u64) -> ControlFlow<()> +
             Some(rate) => Duration::from_secs_f64(total as f64 / rate.get() as f64),
             None => Duration::ZERO,
         };
-        loop {
-            if shared.stop.is_cancelled() {
-                return ControlFlow::Break(());
-            }
-            match due.checked_sub(began.elapsed()) {
-                Some(left) if !left.is_zero() => std::thread::sleep(left.min(PAUSE_MAX)),
-                _ => return ControlFlow::Continue(()),
-            }
+        if shared.stop.is_cancelled() {
+            return ControlFlow::Break(());
+        }
+        let left = due.saturating_sub(began.elapsed());
+        if left.is_zero() {
+            return ControlFlow::Continue(());
+        }
+        match runtime.block_on(timeout(left, shared.stop.cancelled())) {
+            Ok(()) => ControlFlow::Break(()),
+            Err(_elapsed) => ControlFlow::Continue(()),
         }
     }
 }
