@@ -116,7 +116,7 @@ pub enum ClusterCommand {
         /// Partitions whose replicas are moved at the same time.
         #[arg(long, value_name = "N", group = "settings")]
         reassignment_parallel_max: Option<u32>,
-        /// Bytes per second that one broker sends to replicas being filled; 0: unlimited.
+        /// Bytes per second that one broker takes in by copies of segment files; 0: unlimited.
         #[arg(long, value_name = "BYTES", group = "settings")]
         reassignment_bytes_per_second: Option<u64>,
         /// Whether leadership goes back to preferred leaders by itself.

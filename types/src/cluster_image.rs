@@ -57,7 +57,7 @@ pub enum Drain {
 pub struct ClusterSettings {
     /// Partitions whose replicas are moved at the same time; 1 or more.
     pub reassignment_parallel_max: u32,
-    /// Bytes per second that one broker sends to replicas that are being filled; none: unlimited.
+    /// Bytes per second that one broker takes in by copies of segment files; none: unlimited.
     pub reassignment_bytes_per_second: Option<u64>,
     /// Whether leadership goes back to the preferred leaders by itself.
     pub leader_balance_enable: bool,

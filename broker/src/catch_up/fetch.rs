@@ -3,6 +3,7 @@
 //! Invariant: the leader says what the log is; any replica may give the bytes, this one's own files
 //! included. A segment counts only once the storage has checked all of it.
 
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -38,6 +39,14 @@ pub struct Shared {
     pub view: watch::Receiver<ClusterView>,
     pub throttle: Throttle,
     pub metrics: BrokerMetrics,
+}
+
+impl Shared {
+    /// The limit that operators set for every broker (`chronik cluster set`).
+    fn cluster_rate(&self) -> Option<NonZeroU64> {
+        let settings = &self.view.borrow().image.settings;
+        NonZeroU64::new(settings.reassignment_bytes_per_second?)
+    }
 }
 
 /// Why a copy did not come into force. The replica is as it was.
@@ -261,7 +270,8 @@ impl Copy {
                 let installer = self.installer.clone();
                 blocking(move || installer.write(segment, file, position, &bytes)).await??;
                 self.shared.metrics.copied_bytes.inc_by(size as u64);
-                self.shared.throttle.passed(size).await;
+                let rate = self.shared.cluster_rate();
+                self.shared.throttle.passed(size, rate).await;
             }
         }
         Ok(())

@@ -25,9 +25,11 @@ impl Throttle {
         }
     }
 
-    /// To be called after `bytes` have come and before more are read: waits until they are paid for.
-    pub async fn passed(&self, bytes: usize) {
-        let Some(rate) = self.bytes_per_second else {
+    /// To be called after `bytes` have come and before more are read: waits until they are paid for,
+    /// at the lower of this broker's rate and the cluster's, which operators change meanwhile.
+    pub async fn passed(&self, bytes: usize, cluster_rate: Option<NonZeroU64>) {
+        let rates = [self.bytes_per_second, cluster_rate];
+        let Some(rate) = rates.into_iter().flatten().min() else {
             return;
         };
         let cost = Duration::from_secs_f64(bytes as f64 / rate.get() as f64);
@@ -48,13 +50,14 @@ mod tests {
 
     #[tokio::test]
     async fn streams_share_the_rate() {
-        let throttle = Arc::new(Throttle::new(NonZeroU64::new(10_000_000)));
+        let throttle = Arc::new(Throttle::new(NonZeroU64::new(1_000_000_000)));
+        let cluster_rate = NonZeroU64::new(10_000_000);
         let began = Instant::now();
         let streams = (0..4).map(|_| {
             let throttle = throttle.clone();
             async move {
                 for _ in 0..5 {
-                    throttle.passed(100_000).await;
+                    throttle.passed(100_000, cluster_rate).await;
                 }
             }
         });
@@ -66,7 +69,7 @@ mod tests {
     #[tokio::test]
     async fn no_limit_does_not_wait() {
         let throttle = Throttle::new(None);
-        let passed = throttle.passed(usize::MAX);
+        let passed = throttle.passed(usize::MAX, None);
         let limit = Duration::from_secs(20);
         tokio::time::timeout(limit, passed).await.unwrap();
     }
