@@ -11,7 +11,8 @@ use std::time::Duration;
 use chronik_types::id::ReplicaId;
 use openraft::ChangeMembers;
 use openraft::async_runtime::watch::WatchReceiver;
-use tokio::time::{Instant, timeout, timeout_at};
+use openraft::errors::{ClientWriteError, ForwardReason, RaftError};
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::replica::{FollowerProgress, Replica};
@@ -103,33 +104,59 @@ pub async fn change_voters(
         tracing::debug!(raft_group_id = %replica.group_id(), %error, "the log is not purged");
     }
     for learner in &new {
-        let raft = replica.raft().ok_or(MembershipError::NotLeader)?;
-        within(raft.add_learner(*learner, (), false)).await?;
+        carry_out(replica, &Change::AddLearner(*learner)).await?;
     }
     tokio::select! {
         biased;
         () = abandoned.cancelled() => return Err(MembershipError::Abandoned),
         result = until_caught_up(replica, &step) => result?,
     }
-    let raft = replica.raft().ok_or(MembershipError::NotLeader)?;
     if !members()?.have_voters(&step) {
-        within(raft.change_membership(step.clone(), false)).await?;
+        carry_out(replica, &Change::Voters(step.clone())).await?;
     }
     let strays: BTreeSet<ReplicaId> = members()?.nodes.difference(&step).copied().collect();
     if !strays.is_empty() {
-        let change = ChangeMembers::RemoveNodes(strays);
-        within(raft.change_membership(change, false)).await?;
+        carry_out(replica, &Change::RemoveLearners(strays)).await?;
     }
     Ok(())
 }
 
-async fn within<T, E: std::fmt::Display>(
-    change: impl Future<Output = Result<T, E>>,
-) -> Result<(), MembershipError> {
-    match timeout(CHANGE_TIMEOUT, change).await {
-        Ok(Ok(_)) => Ok(()),
-        Ok(Err(error)) => Err(MembershipError::Raft(error.to_string())),
-        Err(_) => Err(MembershipError::TimedOut),
+/// One step of Raft's.
+enum Change {
+    AddLearner(ReplicaId),
+    Voters(BTreeSet<ReplicaId>),
+    RemoveLearners(BTreeSet<ReplicaId>),
+}
+
+/// Makes one change. A leader whose group has rested asks its followers first, as before a write.
+async fn carry_out(replica: &Replica, change: &Change) -> Result<(), MembershipError> {
+    let deadline = Instant::now() + CHANGE_TIMEOUT;
+    loop {
+        let raft = replica.raft().ok_or(MembershipError::NotLeader)?;
+        let changed = async {
+            match change {
+                Change::AddLearner(learner) => raft.add_learner(*learner, (), false).await,
+                Change::Voters(voters) => raft.change_membership(voters.clone(), false).await,
+                Change::RemoveLearners(gone) => {
+                    let removal = ChangeMembers::RemoveNodes(gone.clone());
+                    raft.change_membership(removal, false).await
+                }
+            }
+        };
+        let refused = match timeout_at(deadline, changed).await {
+            Ok(Ok(_)) => return Ok(()),
+            Ok(Err(error)) => error,
+            Err(_) => return Err(MembershipError::TimedOut),
+        };
+        match refused {
+            RaftError::APIError(ClientWriteError::ForwardToLeader(forward))
+                if forward.reason == ForwardReason::LeaseExpired =>
+            {
+                let renewed = replica.renew_lease(deadline).await;
+                renewed.map_err(|error| MembershipError::Raft(error.to_string()))?;
+            }
+            error => return Err(MembershipError::Raft(error.to_string())),
+        }
     }
 }
 

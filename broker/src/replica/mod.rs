@@ -417,6 +417,12 @@ impl Replica {
         })
     }
 
+    /// Asks a majority whether this replica leads still, where that was not heard for a while: Raft
+    /// refuses changes until then. Leader only.
+    pub async fn renew_lease(&self, deadline: Instant) -> Result<(), AppendError> {
+        proposer::renew_lease(self, deadline).await
+    }
+
     /// Asks Raft to hand leadership over; `leadership` tells when it happened.
     pub async fn transfer_leadership(&self, to: ReplicaId) -> Result<(), AppendError> {
         let stopped = AppendError::NotLeader { leader: None };
