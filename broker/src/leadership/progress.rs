@@ -166,6 +166,11 @@ impl Followers {
                     now.saturating_duration_since(since) < UNREACHABLE_GRACE
                 }
             };
+            if !is_reachable {
+                // It is out of the ISR, and has to reach the log end to come back, however short it
+                // was away.
+                follower.caught_up_at = None;
+            }
             let raw = match (is_reachable, in_time) {
                 (false, _) => FollowerState::Unreachable,
                 (true, true) => FollowerState::CaughtUp,
@@ -330,6 +335,28 @@ mod tests {
             state(&mut followers, &progress(400, Some(400)), false, at(21)),
             Unreachable
         );
+    }
+
+    #[test]
+    fn a_follower_that_was_away_must_catch_up_first() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let lag_max = Duration::from_secs(30);
+        let mut followers = Followers::new(&[replica(2)], &[BrokerId(2)], lag_max, start);
+        let mut look = |last, matched, reachable, now| {
+            state(
+                &mut followers,
+                &progress(last, Some(matched)),
+                reachable,
+                now,
+            )
+        };
+        assert_eq!(look(9, 9, true, at(10)), FollowerState::CaughtUp);
+        assert_eq!(look(50, 9, false, at(20)), FollowerState::Unreachable);
+        // Back within the time that one may lag, but far behind.
+        assert_eq!(look(500, 9, true, at(30)), FollowerState::Lagging);
+        assert_eq!(look(500, 499, true, at(40)), FollowerState::Lagging);
+        assert_eq!(look(500, 500, true, at(50)), FollowerState::CaughtUp);
     }
 
     #[test]
