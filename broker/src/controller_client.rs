@@ -9,6 +9,7 @@ mod pool;
 mod session;
 mod watch_image;
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,7 +19,7 @@ use chronik_proto::v1;
 use chronik_proto::v1::sessions_client::SessionsClient;
 use chronik_types::cluster_image::ClusterImage;
 use chronik_types::epoch::BrokerEpoch;
-use chronik_types::id::BrokerId;
+use chronik_types::id::{BrokerId, RaftGroupId};
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -52,7 +53,18 @@ pub struct ClientOptions {
     pub registration: Registration,
     pub controllers: Vec<String>,
     pub data_dir: PathBuf,
+    pub held: HeldLogs,
     pub stop: CancellationToken,
+}
+
+/// The logs on this broker's disk, each with the incarnation of the replica that runs on it.
+#[derive(Clone)]
+pub struct HeldLogs(Arc<dyn Fn() -> Vec<(RaftGroupId, Option<u64>)> + Send + Sync>);
+
+impl HeldLogs {
+    pub fn new(held: impl Fn() -> Vec<(RaftGroupId, Option<u64>)> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(held))
+    }
 }
 
 /// The cluster image and how far it can be trusted.
@@ -100,6 +112,9 @@ pub(crate) struct Inner {
     registration: Registration,
     data_dir: PathBuf,
     pool: ControllerPool,
+    held: HeldLogs,
+    /// Incarnations of this broker's replicas by the image that it started from.
+    saved_incarnations: HashMap<RaftGroupId, u64>,
     view: watch::Sender<ClusterView>,
     /// The cluster that this broker's data belongs to; empty until it is known.
     cluster_id: watch::Sender<String>,
@@ -131,10 +146,13 @@ impl ControllerClient {
         let cluster_id = image_file::load_cluster_id(&folder)
             .map_err(|source| ClientError::ClusterId { folder, source })?
             .unwrap_or_default();
+        let view = saved_view(&options.data_dir, &cluster_id);
         let inner = Inner {
+            saved_incarnations: incarnations(&view.image, options.registration.broker_id),
             registration: options.registration,
             pool,
-            view: watch::Sender::new(saved_view(&options.data_dir, &cluster_id)),
+            held: options.held,
+            view: watch::Sender::new(view),
             cluster_id: watch::Sender::new(cluster_id),
             joining: tokio::sync::Mutex::new(()),
             data_dir: options.data_dir,
@@ -232,6 +250,19 @@ impl ControllerClient {
 }
 
 impl Inner {
+    /// The replicas whose logs are here. What does not run yet was last held as the saved image says.
+    pub(crate) fn held_replicas(&self) -> Vec<v1::HeldReplica> {
+        let held = (self.held.0)().into_iter();
+        let replicas = held.map(|(group, running)| {
+            let saved = || self.saved_incarnations.get(&group).copied();
+            v1::HeldReplica {
+                raft_group_id: group.0,
+                incarnation: running.or_else(saved).unwrap_or(0),
+            }
+        });
+        replicas.collect()
+    }
+
     /// One call to the controller of choice, with a time limit; one that fails is passed over.
     pub(crate) async fn call<T, F, Fut>(&self, call: F) -> Result<T, Status>
     where
@@ -302,6 +333,15 @@ impl Inner {
             Err(_) => false,
         }
     }
+}
+
+fn incarnations(image: &ClusterImage, broker_id: BrokerId) -> HashMap<RaftGroupId, u64> {
+    let partitions = image.topics.values().flat_map(|topic| &topic.partitions);
+    let ours = partitions.filter_map(|partition| {
+        let replica = partition.replica_on(broker_id)?;
+        Some((partition.raft_group_id, replica.incarnation))
+    });
+    ours.collect()
 }
 
 fn saved_view(folder: &std::path::Path, cluster_id: &str) -> ClusterView {
@@ -376,6 +416,7 @@ mod tests {
             },
             controllers: vec!["127.0.0.1:1".to_owned()],
             data_dir: folder.path().to_owned(),
+            held: HeldLogs::new(Vec::new),
             stop: CancellationToken::new(),
         })
         .unwrap();

@@ -37,7 +37,9 @@ use uuid::Uuid;
 use crate::catch_up::{CatchUpOptions, run_catch_up};
 use crate::config::Config;
 use crate::consumer_group::replica_log::ConsumerGroups;
-use crate::controller_client::{ClientOptions, ClusterView, ControllerClient, Registration};
+use crate::controller_client::{
+    ClientOptions, ClusterView, ControllerClient, HeldLogs, Registration,
+};
 use crate::leadership::{
     CampaignTiming, DriverOptions, GroupEvent, ReporterOptions, Successors, hand_over_all,
     run_driver, run_reporter,
@@ -188,6 +190,15 @@ impl Parts {
         let stop = CancellationToken::new();
         let broker_id = BrokerId(config.broker_id);
         let incarnation = Uuid::new_v4();
+        let replicas = Replicas::new();
+        let held = {
+            let (storage, replicas) = (storage.clone(), replicas.clone());
+            HeldLogs::new(move || {
+                let incarnation = |group| Some(replicas.get(group)?.replica_id().incarnation);
+                let groups = storage.group_ids().into_iter();
+                groups.map(|group| (group, incarnation(group))).collect()
+            })
+        };
         let client = ControllerClient::open(ClientOptions {
             registration: Registration {
                 broker_id,
@@ -201,11 +212,11 @@ impl Parts {
             },
             controllers: config.controllers.clone(),
             data_dir: config.data_dir.clone(),
+            held,
             stop: stop.clone(),
         })?;
         let mut registry = Registry::default();
         let metrics = BrokerMetrics::register(&mut registry);
-        let replicas = Replicas::new();
         let (behind_sender, behind) = mpsc::channel(BEHIND_MAX);
         let peers_options = PeersOptions {
             broker_id,

@@ -3,7 +3,8 @@
 //!
 //! Invariant: level-triggered, safe to run twice. A log is deleted only on the word of an image that
 //! is certainly newer than everything this broker acted on before: one that a controller sent and
-//! that contains this very process as registered.
+//! that contains this very process as registered. What the controllers have forgotten, because their
+//! state was restored from a backup, is never deleted.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -71,6 +72,12 @@ pub struct Plan {
     pub remove: Vec<RaftGroupId>,
     /// Logs without a replica that are to go.
     pub delete: Vec<RaftGroupId>,
+    /// Running replicas that are to stop and keep their log: the controllers have forgotten them.
+    pub close: Vec<RaftGroupId>,
+    /// Logs without a replica that nobody knows, where the controllers have forgotten something.
+    pub unknown: Vec<RaftGroupId>,
+    /// Replicas that should be here since before a restore, and whose log is not.
+    pub lost: Vec<RaftGroupId>,
     pub open: Vec<RaftGroupId>,
 }
 
@@ -209,45 +216,79 @@ impl Assignment {
     }
 }
 
-/// Whether the image is certainly newer than all that this broker ever acted on: only then may
-/// what it does not name be deleted.
-pub fn is_trusted(view: &ClusterView, broker_id: BrokerId, incarnation: Uuid) -> bool {
+/// How far an image may be acted on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trust {
+    /// Not at all: the controllers' state is an older one than this broker's, and they have not heard
+    /// yet what this broker holds.
+    Not,
+    /// What is on disk may be opened.
+    Disk,
+    /// It is certainly newer than all that this broker ever acted on: only then may what it does not
+    /// name be deleted.
+    Full,
+}
+
+pub fn trust(view: &ClusterView, broker_id: BrokerId, incarnation: Uuid) -> Trust {
     let registered = view.image.brokers.get(&broker_id);
-    view.live && registered.is_some_and(|broker| broker.incarnation_id == incarnation)
+    let restored_at = view.image.restored_at();
+    if restored_at > 0 && registered.is_none_or(|broker| broker.broker_epoch.0 < restored_at) {
+        return Trust::Not;
+    }
+    let is_us = registered.is_some_and(|broker| broker.incarnation_id == incarnation);
+    match view.live && is_us {
+        true => Trust::Full,
+        false => Trust::Disk,
+    }
 }
 
 /// Compares what should run with what runs and what is on disk.
 pub fn plan(
+    image: &ClusterImage,
     wanted: &BTreeMap<RaftGroupId, Wanted>,
     running: &HashMap<RaftGroupId, ReplicaId>,
     on_disk: &BTreeSet<RaftGroupId>,
-    trusted: bool,
+    trust: Trust,
 ) -> Plan {
     let mut plan = Plan::default();
+    if trust == Trust::Not {
+        return plan;
+    }
+    let trusted = trust == Trust::Full;
     if trusted {
         for (group, replica_id) in running {
-            if wanted
-                .get(group)
-                .is_none_or(|wanted| wanted.replica_id != *replica_id)
-            {
-                plan.remove.push(*group);
+            match wanted.get(group) {
+                Some(wanted) if wanted.replica_id == *replica_id => {}
+                None if image.is_forgotten(replica_id.incarnation) => plan.close.push(*group),
+                Some(_) | None => plan.remove.push(*group),
             }
         }
-        plan.delete = on_disk
+        let unnamed = on_disk
             .iter()
-            .filter(|group| !wanted.contains_key(*group) && !running.contains_key(*group))
-            .copied()
-            .collect();
+            .filter(|group| !wanted.contains_key(*group) && !running.contains_key(*group));
+        // As which replica they were held is not known, so neither is whether they are forgotten.
+        match image.restores.is_empty() {
+            true => plan.delete = unnamed.copied().collect(),
+            false => plan.unknown = unnamed.copied().collect(),
+        }
     }
     plan.remove.sort_unstable();
-    // A replica without a log is opened only on the word of controllers that know this process and
-    // its disk. An older image may name a replica whose log was lost with the disk: under its old id
-    // it would vote a second time, with an empty log.
-    let opens = wanted
-        .keys()
-        .filter(|group| !running.contains_key(*group) || plan.remove.binary_search(group).is_ok())
-        .filter(|group| trusted || on_disk.contains(*group));
-    plan.open = opens.copied().collect();
+    plan.close.sort_unstable();
+    for (group, wanted) in wanted {
+        let is_replaced = plan.remove.binary_search(group).is_ok();
+        if running.contains_key(group) && !is_replaced {
+            continue;
+        }
+        // A replica without a log is opened only on the word of controllers that know this process and
+        // its disk. An older image may name a replica whose log was lost with the disk: under its old
+        // id it would vote a second time, with an empty log. So may a restored image.
+        let is_new = wanted.replica_id.incarnation >= image.restored_at();
+        if on_disk.contains(group) && !is_replaced || trusted && is_new {
+            plan.open.push(*group);
+        } else if trusted {
+            plan.lost.push(*group);
+        }
+    }
     plan
 }
 
@@ -281,8 +322,10 @@ pub struct Reconciler {
     /// Logs that must be deleted before anything may be opened under their name.
     doomed: BTreeSet<RaftGroupId>,
     assignment: Assignment,
-    /// The last pass did all that was to be done, and whether its image was trusted.
-    done: Option<bool>,
+    /// The last pass did all that was to be done, and how far its image was trusted.
+    done: Option<Trust>,
+    /// What was logged about logs that a restore has left without a place.
+    told: BTreeSet<RaftGroupId>,
 }
 
 impl Reconciler {
@@ -295,6 +338,7 @@ impl Reconciler {
             on_disk,
             doomed: BTreeSet::new(),
             done: None,
+            told: BTreeSet::new(),
         }
     }
 
@@ -323,13 +367,13 @@ impl Reconciler {
     /// One pass. False: something could not be done and is to be tried again.
     pub async fn reconcile(&mut self, view: &ClusterView) -> bool {
         let options = &self.options;
-        let trusted = is_trusted(view, options.broker_id, options.incarnation);
+        let trust = trust(view, options.broker_id, options.incarnation);
         let change = self.assignment.take_in(&view.image);
         options
             .peers
             .set_addresses(&self.assignment.peer_addresses(&view.image));
         self.update(&change.updated);
-        if !change.moved && self.done == Some(trusted) {
+        if !change.moved && self.done == Some(trust) {
             self.options.client.acted_on(view.image.revision);
             return true;
         }
@@ -339,14 +383,18 @@ impl Reconciler {
             .iter()
             .map(|(group, running)| (*group, running.replica_id));
         let wanted = self.assignment.wanted();
-        let plan = plan(wanted, &running.collect(), &self.on_disk, trusted);
+        let running = running.collect();
+        let plan = plan(&view.image, wanted, &running, &self.on_disk, trust);
+        self.tell(&plan);
+        self.close(&plan).await;
         let mut complete = self.remove(&plan).await;
         complete &= self.open(&plan).await;
         let missing = self.assignment.wanted().keys();
-        let missing = missing.filter(|group| !self.running.contains_key(group));
+        let missing =
+            missing.filter(|group| !self.running.contains_key(group) && !plan.lost.contains(group));
         self.options.missing.send_replace(missing.count());
         if complete {
-            self.done = Some(trusted);
+            self.done = Some(trust);
             self.options.client.acted_on(view.image.revision);
         }
         complete
@@ -382,6 +430,39 @@ impl Reconciler {
                     .send(GroupEvent::Assigned(assigned))
                     .ok();
             }
+        }
+    }
+
+    /// Says, once, what a restore has left without a place.
+    fn tell(&mut self, plan: &Plan) {
+        let told = &mut self.told;
+        let mut news = |groups: &[RaftGroupId]| -> Vec<u64> {
+            let news = groups.iter().filter(|group| told.insert(**group));
+            news.map(|group| group.0).collect()
+        };
+        let kept = news(&[&plan.close[..], &plan.unknown].concat());
+        if !kept.is_empty() {
+            warn!(
+                raft_group_ids = ?kept,
+                "the controllers were restored from a backup that does not know these logs; they are \
+                 kept on disk and serve nobody"
+            );
+        }
+        let lost = news(&plan.lost);
+        if !lost.is_empty() {
+            warn!(
+                raft_group_ids = ?lost,
+                "the controllers were restored from a backup by which these replicas are here, but \
+                 their logs are not: they are not opened"
+            );
+        }
+    }
+
+    /// Stops replicas whose logs stay.
+    async fn close(&mut self, plan: &Plan) {
+        for group in &plan.close {
+            self.running.remove(group);
+            close_one(&self.options, *group).await;
         }
     }
 
@@ -464,13 +545,18 @@ impl Reconciler {
     }
 }
 
-/// Stops the replica, if it runs, and deletes its log.
-async fn remove_one(options: &ReconcileOptions, group: RaftGroupId) -> Option<RaftGroupId> {
+/// Stops the replica, if it runs.
+async fn close_one(options: &ReconcileOptions, group: RaftGroupId) {
     if let Some(replica) = options.replicas.remove(group) {
         options.groups.send(GroupEvent::Closed(group)).ok();
         replica.shutdown().await;
     }
     options.peers.heard().forget(group);
+}
+
+/// Stops the replica, if it runs, and deletes its log.
+async fn remove_one(options: &ReconcileOptions, group: RaftGroupId) -> Option<RaftGroupId> {
+    close_one(options, group).await;
     let storage = options.storage.clone();
     let deleted = tokio::task::spawn_blocking(move || storage.delete_log(group)).await;
     match deleted {
@@ -538,205 +624,5 @@ async fn open_one(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use chronik_types::cluster_image::{Broker, Drain, Partition};
-    use chronik_types::epoch::{BrokerEpoch, LeaderEpoch, PartitionEpoch};
-    use chronik_types::id::PartitionIndex;
-
-    fn replica(broker: i32, incarnation: u64) -> ReplicaId {
-        ReplicaId {
-            broker_id: BrokerId(broker),
-            incarnation,
-        }
-    }
-
-    fn image(groups: &[(u64, &[ReplicaId])]) -> ClusterImage {
-        let partitions = (0..)
-            .zip(groups)
-            .map(|(index, (group, replicas))| Partition {
-                partition: PartitionIndex(index),
-                raft_group_id: RaftGroupId(*group),
-                replicas: replicas.to_vec(),
-                isr: Vec::new(),
-                leader: None,
-                leader_epoch: LeaderEpoch(0),
-                partition_epoch: PartitionEpoch(0),
-                ..Partition::default()
-            })
-            .collect();
-        let mut image = ClusterImage {
-            revision: 1,
-            ..Default::default()
-        };
-        image.put_topic(Arc::new(Topic {
-            topic_id: TopicId(Uuid::from_u128(1)),
-            name: "t".into(),
-            configs: BTreeMap::new(),
-            partitions,
-        }));
-        image
-    }
-
-    fn wanted(image: &ClusterImage, broker_id: BrokerId) -> BTreeMap<RaftGroupId, Wanted> {
-        let mut assignment = Assignment::new(broker_id);
-        assignment.take_in(image);
-        assignment.wanted
-    }
-
-    fn check(
-        image: &ClusterImage,
-        running: &[(u64, ReplicaId)],
-        on_disk: &[u64],
-        trusted: bool,
-    ) -> Plan {
-        let running = running
-            .iter()
-            .map(|(group, id)| (RaftGroupId(*group), *id))
-            .collect();
-        let on_disk = on_disk.iter().copied().map(RaftGroupId).collect();
-        plan(&wanted(image, BrokerId(1)), &running, &on_disk, trusted)
-    }
-
-    fn groups(ids: &[u64]) -> Vec<RaftGroupId> {
-        ids.iter().copied().map(RaftGroupId).collect()
-    }
-
-    #[test]
-    fn assigned_replicas_are_opened_once() {
-        let both = [replica(1, 5), replica(2, 5)];
-        let image = image(&[(7, &both), (8, &both[1..])]);
-        let first = check(&image, &[], &[7], true);
-        assert_eq!(
-            first,
-            Plan {
-                open: groups(&[7]),
-                ..Plan::default()
-            }
-        );
-        assert_eq!(check(&image, &[(7, both[0])], &[7], true), Plan::default());
-        assert_eq!(check(&image, &[], &[7], false), first);
-    }
-
-    #[test]
-    fn a_replica_that_lost_its_log_is_not_opened_under_its_old_id() {
-        let image = image(&[(7, &[replica(1, 5), replica(2, 5)])]);
-        assert_eq!(check(&image, &[], &[], false), Plan::default());
-        let opened = Plan {
-            open: groups(&[7]),
-            ..Plan::default()
-        };
-        assert_eq!(check(&image, &[], &[], true), opened);
-    }
-
-    #[test]
-    fn what_is_not_assigned_goes_only_on_a_trusted_image() {
-        let image = image(&[]);
-        let running = [(7, replica(1, 5))];
-        assert_eq!(check(&image, &running, &[7, 9], false), Plan::default());
-        let gone = Plan {
-            remove: groups(&[7]),
-            delete: groups(&[9]),
-            open: Vec::new(),
-        };
-        assert_eq!(check(&image, &running, &[7, 9], true), gone);
-    }
-
-    #[test]
-    fn a_new_incarnation_replaces_the_old_replica() {
-        let image = image(&[(7, &[replica(1, 9), replica(2, 5)])]);
-        let running = [(7, replica(1, 5))];
-        let replaced = Plan {
-            remove: groups(&[7]),
-            delete: Vec::new(),
-            open: groups(&[7]),
-        };
-        assert_eq!(check(&image, &running, &[7], true), replaced);
-        assert_eq!(check(&image, &running, &[7], false), Plan::default());
-        // It is not a first voter: the others have been running the group since revision 5.
-        assert!(!wanted(&image, BrokerId(1))[&RaftGroupId(7)].is_founder());
-        assert!(!wanted(&image, BrokerId(2))[&RaftGroupId(7)].is_founder());
-    }
-
-    #[test]
-    fn an_image_is_trusted_once_it_knows_this_process() {
-        let mut image = image(&[]);
-        let broker = |incarnation_id| Broker {
-            broker_id: BrokerId(1),
-            incarnation_id,
-            broker_epoch: BrokerEpoch(1),
-            rpc_address: "a:1".to_owned(),
-            rack: None,
-            fenced: false,
-            drain: Drain::None,
-        };
-        let us = Uuid::from_u128(5);
-        let view = |image: &ClusterImage, live| ClusterView {
-            image: Arc::new(image.clone()),
-            live,
-            connected: live,
-        };
-        assert!(!is_trusted(&view(&image, true), BrokerId(1), us));
-        image
-            .brokers
-            .insert(BrokerId(1), broker(Uuid::from_u128(4)));
-        assert!(!is_trusted(&view(&image, true), BrokerId(1), us));
-        image.brokers.insert(BrokerId(1), broker(us));
-        assert!(is_trusted(&view(&image, true), BrokerId(1), us));
-        assert!(!is_trusted(&view(&image, false), BrokerId(1), us));
-    }
-
-    #[test]
-    fn only_brokers_that_share_a_partition_are_peers() {
-        let mut image = image(&[(7, &[replica(1, 5), replica(2, 5)]), (8, &[replica(3, 5)])]);
-        for id in 1..=3 {
-            let broker = Broker {
-                broker_id: BrokerId(id),
-                incarnation_id: Uuid::nil(),
-                broker_epoch: BrokerEpoch(1),
-                rpc_address: format!("b:{id}"),
-                rack: None,
-                fenced: false,
-                drain: Drain::None,
-            };
-            image.brokers.insert(BrokerId(id), broker);
-        }
-        let mut assignment = Assignment::new(BrokerId(1));
-        assignment.take_in(&image);
-        let peers = assignment.peer_addresses(&image);
-        assert_eq!(peers, BTreeMap::from([(BrokerId(2), "b:2".to_owned())]));
-    }
-    #[test]
-    fn only_what_an_image_changes_is_looked_at() {
-        let both = [replica(1, 5), replica(2, 5)];
-        let mut now = image(&[(7, &both), (8, &both), (9, &both[1..])]);
-        let mut assignment = Assignment::new(BrokerId(1));
-        let first = assignment.take_in(&now);
-        assert_eq!((first.moved, first.updated.len()), (true, 0));
-        assert_eq!(assignment.take_in(&now), AssignmentChange::default());
-        // A leader's report.
-        let topic_id = TopicId(Uuid::from_u128(1));
-        let change = |now: &mut ClusterImage, index: usize, change: &dyn Fn(&mut Partition)| {
-            let topic = now.topics.get_mut(&topic_id).unwrap();
-            change(&mut Arc::make_mut(topic).partitions[index]);
-        };
-        change(&mut now, 1, &|partition| partition.isr = vec![BrokerId(1)]);
-        let reported = assignment.take_in(&now);
-        assert_eq!((reported.moved, reported.updated), (false, groups(&[8])));
-        assert_eq!(assignment.wanted[&RaftGroupId(8)].state.isr, [BrokerId(1)]);
-        // One that is of no interest here, and one that becomes of interest.
-        change(&mut now, 2, &|partition| partition.isr = vec![BrokerId(2)]);
-        assert_eq!(assignment.take_in(&now), AssignmentChange::default());
-        change(&mut now, 2, &|partition| partition.replicas = both.to_vec());
-        assert!(assignment.take_in(&now).moved);
-        change(&mut now, 0, &|partition| {
-            partition.replicas = both[1..].to_vec()
-        });
-        assert!(assignment.take_in(&now).moved);
-        let left: Vec<_> = assignment.wanted.keys().copied().collect();
-        assert_eq!(left, groups(&[8, 9]));
-        now.remove_topic(topic_id);
-        assert!(assignment.take_in(&now).moved);
-        assert!(assignment.wanted.is_empty() && assignment.peers.is_empty());
-    }
-}
+#[path = "reconcile_test.rs"]
+mod tests;

@@ -294,6 +294,14 @@ impl From<&image::ClusterImage> for v1::ClusterImage {
                 .map(|topic| (&**topic).into())
                 .collect(),
             settings: Some((&image.settings).into()),
+            restores: image
+                .restores
+                .iter()
+                .map(|restore| v1::Restore {
+                    backup_revision: restore.backup_revision,
+                    revision: restore.revision,
+                })
+                .collect(),
         }
     }
 }
@@ -306,6 +314,14 @@ impl TryFrom<v1::ClusterImage> for image::ClusterImage {
             cluster_id: wire.cluster_id,
             revision: 0,
             controller_leader: None,
+            restores: wire
+                .restores
+                .iter()
+                .map(|restore| image::Restore {
+                    backup_revision: restore.backup_revision,
+                    revision: restore.revision,
+                })
+                .collect(),
             ..Default::default()
         };
         let topics: Vec<image::Topic> = try_all(wire.topics)?;
@@ -412,6 +428,10 @@ mod tests {
     fn sample() -> image::ClusterImage {
         let mut image = image::ClusterImage {
             cluster_id: "c".to_owned(),
+            restores: vec![image::Restore {
+                backup_revision: 3,
+                revision: 6,
+            }],
             ..Default::default()
         };
         let partition = image::Partition {

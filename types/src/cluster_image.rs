@@ -218,6 +218,16 @@ impl Topic {
     }
 }
 
+/// The controllers' state was put back to that of a backup. Revisions between the two were given out
+/// before that and are forgotten: they are not given out again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restore {
+    /// The revision of the backup.
+    pub backup_revision: u64,
+    /// The first revision after the restore.
+    pub revision: u64,
+}
+
 /// All cluster metadata at `revision`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ClusterImage {
@@ -232,9 +242,23 @@ pub struct ClusterImage {
     pub topics: HashMap<TopicId, Arc<Topic>>,
     pub topic_ids: HashMap<Arc<str>, TopicId>,
     pub settings: ClusterSettings,
+    /// Oldest first. A change never adds one: whoever follows the image gets a full one instead.
+    pub restores: Vec<Restore>,
 }
 
 impl ClusterImage {
+    /// The first revision after the last restore; 0: there was none.
+    pub fn restored_at(&self) -> u64 {
+        self.restores.last().map_or(0, |restore| restore.revision)
+    }
+
+    /// Whether what was assigned at `revision` is unknown here, because the controllers' state was
+    /// put back to an earlier one since. What is unknown is not gone: nobody has decided so.
+    pub fn is_forgotten(&self, revision: u64) -> bool {
+        let within = |r: &Restore| r.backup_revision < revision && revision < r.revision;
+        self.restores.iter().any(within)
+    }
+
     pub fn topic(&self, topic_id: TopicId) -> Option<&Arc<Topic>> {
         self.topics.get(&topic_id)
     }

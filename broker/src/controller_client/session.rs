@@ -37,6 +37,8 @@ async fn register(inner: &Inner) -> (BrokerEpoch, Duration) {
             rack: us.rack.clone(),
             storage_id: chronik_proto::uuid_bytes(us.storage_id),
             cluster_id: inner.cluster_id.borrow().clone(),
+            held_replicas: inner.held_replicas(),
+            names_held_replicas: true,
         };
         let result = inner
             .call(|mut client| async move { client.register_broker(request).await })

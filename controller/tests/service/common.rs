@@ -301,6 +301,7 @@ pub fn registration(
         rack: None,
         storage_id: uuid_bytes(storage_id),
         cluster_id: String::new(),
+        ..Default::default()
     }
 }
 
