@@ -3,6 +3,8 @@
 //! Invariant: what can be seen to be wrong without asking a controller is refused here, with
 //! exit code 64.
 
+use std::path::PathBuf;
+
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::dev::DevArguments;
@@ -90,6 +92,14 @@ pub enum ClusterCommand {
     Describe {
         #[command(flatten)]
         access: Access,
+    },
+    /// Save all metadata into a file, from which `chronik-controller restore` makes controllers again.
+    Backup {
+        #[command(flatten)]
+        access: Access,
+        /// The file to make; one that is there is never overwritten.
+        #[arg(long, value_name = "FILE")]
+        to: PathBuf,
     },
     /// Give brokers equal numbers of replicas and leaders, as after a broker was added.
     #[command(group = clap::ArgGroup::new("how").required(true))]
@@ -420,6 +430,7 @@ mod tests {
             "chronik cluster rebalance",
             "chronik cluster rebalance --dry-run --execute",
             "chronik cluster set",
+            "chronik cluster backup",
             "chronik dev --controllers 2",
             "chronik dev --brokers 0",
         ] {

@@ -88,6 +88,31 @@ impl RestClient {
         self.request(Method::GET, path, None).await
     }
 
+    /// The first controller's answer that is one, its body not yet read.
+    pub async fn download(&self, path: &str) -> Result<reqwest::Response, RestError> {
+        let mut attempts = Vec::new();
+        for base in &self.urls {
+            let answer = match self.http.get(format!("{base}{path}")).send().await {
+                Ok(answer) => answer,
+                Err(error) => {
+                    attempts.push((base.clone(), root_cause(&error)));
+                    continue;
+                }
+            };
+            let status = answer.status();
+            if status.is_success() {
+                return Ok(answer);
+            }
+            let bytes = answer.bytes().await.unwrap_or_default();
+            if status != StatusCode::SERVICE_UNAVAILABLE {
+                let reason = reason(status, &bytes);
+                return Err(RestError::Refused { status, reason });
+            }
+            attempts.push((base.clone(), reason(status, &bytes)));
+        }
+        Err(RestError::NobodyAnswered { attempts })
+    }
+
     /// Sends a request to the first controller that takes it. `Null` where the answer is empty.
     pub async fn request(
         &self,

@@ -67,6 +67,11 @@ pub enum Command {
     SetClusterSettings {
         settings: ClusterSettings,
     },
+    /// Begins anew with a state that was restored from a backup: every number given out from now on
+    /// is at least `floor`, which is above all that were given out since the backup.
+    BeginAfterRestore {
+        floor: u64,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -85,6 +90,17 @@ pub struct RegisterBroker {
     pub rpc_address: String,
     pub rack: Option<String>,
     pub storage_id: Uuid,
+    /// The replicas whose logs it holds, where the controllers' state may be older than that.
+    #[serde(default)]
+    pub held: Option<Vec<HeldReplica>>,
+}
+
+/// A log on a broker's disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldReplica {
+    pub raft_group_id: RaftGroupId,
+    /// As which replica it is held; 0: the broker does not know.
+    pub incarnation: u64,
 }
 
 /// A broker in the session that began with `broker_epoch`.

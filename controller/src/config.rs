@@ -9,8 +9,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use chronik_telemetry::config::TelemetryConfig;
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use serde::{Deserialize, Serialize};
+
+use crate::founding::CONTROLLER_ID_MAX;
 
 pub const ENV_PREFIX: &str = "CHRONIK_CONTROLLER_";
 
@@ -37,6 +39,8 @@ pub struct RaftSettings {
     pub election_timeout_max_ms: u64,
     /// A snapshot is made after this many log entries.
     pub snapshot_log_entries: u64,
+    /// A snapshot is made, and the log before it removed, when the log holds so many bytes.
+    pub snapshot_log_bytes: u64,
     /// Entries kept behind a snapshot, for followers that are a little late.
     pub retained_log_entries: u64,
 }
@@ -48,6 +52,7 @@ impl Default for RaftSettings {
             election_timeout_min_ms: 900,
             election_timeout_max_ms: 1500,
             snapshot_log_entries: 5000,
+            snapshot_log_bytes: 64 * 1024 * 1024,
             retained_log_entries: 1000,
         }
     }
@@ -139,8 +144,13 @@ impl Default for Config {
 impl Config {
     /// Says what is wrong with the values and how they relate, if anything.
     pub fn validate(&self) -> Result<(), String> {
-        if self.controller_id == 0 {
-            return Err("controller-id is 0, it must be 1 or more".to_owned());
+        let all_ids = self.controllers.iter().map(|controller| controller.id);
+        for id in all_ids.chain([self.controller_id]) {
+            if id == 0 || id > CONTROLLER_ID_MAX {
+                return Err(format!(
+                    "controller id {id} is not from 1 to {CONTROLLER_ID_MAX}"
+                ));
+            }
         }
         self.validate_controllers()?;
         let raft = &self.raft;
@@ -156,6 +166,9 @@ impl Config {
         }
         if raft.snapshot_log_entries == 0 {
             return Err("raft.snapshot-log-entries must be 1 or more".to_owned());
+        }
+        if raft.snapshot_log_bytes < 64 * 1024 {
+            return Err("raft.snapshot-log-bytes must be 65536 or more".to_owned());
         }
         let heartbeat_ms = self.session_heartbeat_interval_ms;
         if heartbeat_ms == 0 || self.session_timeout_ms < heartbeat_ms.saturating_mul(2) {
@@ -224,9 +237,6 @@ impl Config {
             ));
         }
         for controller in &self.controllers {
-            if controller.id == 0 {
-                return Err("controllers: an id is 0, it must be 1 or more".to_owned());
-            }
             for address in [&controller.rpc_address, &controller.rest_address] {
                 let port = address
                     .rsplit_once(':')
@@ -245,13 +255,13 @@ impl Config {
 #[command(name = "chronik-controller", version, about, after_long_help = SETTINGS_HELP)]
 pub struct Args {
     /// Config file (TOML); its settings are listed below.
-    #[arg(long)]
+    #[arg(long, global = true)]
     pub config: Option<PathBuf>,
     /// Number of this controller, 1 or more.
-    #[arg(long)]
+    #[arg(long, global = true)]
     pub controller_id: Option<u64>,
     /// Folder of the database.
-    #[arg(long)]
+    #[arg(long, global = true)]
     pub data_dir: Option<PathBuf>,
     /// Address of the gRPC services.
     #[arg(long)]
@@ -262,6 +272,22 @@ pub struct Args {
     /// Only check the configuration: exit code 0 if it is good, 64 if not.
     #[arg(long)]
     pub check_config: bool,
+    #[command(subcommand)]
+    pub task: Option<Task>,
+}
+
+/// What to do instead of running a controller.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Task {
+    /// Make the data folder of this controller from a backup of `chronik cluster backup`.
+    ///
+    /// To be done on every controller, with the same file and an empty data folder, while none runs.
+    /// Then start all of them. Exit code 0: done; 1: nothing was done, and why.
+    Restore {
+        /// The backup.
+        #[arg(long, value_name = "FILE")]
+        from: PathBuf,
+    },
 }
 
 impl Args {
@@ -319,6 +345,7 @@ CHRONIK_CONTROLLER_RAFT__HEARTBEAT_INTERVAL_MS is heartbeat-interval-ms of [raft
   election-timeout-min-ms, election-timeout-max-ms
                                  silence after which a follower asks for an election [900, 1500]
   snapshot-log-entries           a snapshot is made after this many log entries [5000]
+  snapshot-log-bytes             and when the log holds so many bytes: it is removed then [67108864]
   retained-log-entries           entries kept behind a snapshot [1000]
   [telemetry]
   log-filter                     a level, or directives such as info,chronik_controller=debug [info]

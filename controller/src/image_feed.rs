@@ -4,6 +4,7 @@
 //! holds no queue here: it names the revision it is at, and gets what is missing or a full image.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use chronik_types::cluster_image::{ClusterImage, ImageChange};
@@ -17,6 +18,8 @@ const CHANGES_PER_READ_MAX: usize = 256;
 pub struct ImageFeed {
     history: Arc<Mutex<History>>,
     image: watch::Sender<Arc<ClusterImage>>,
+    /// There is an image, and it must not be shown yet.
+    held_back: Arc<AtomicBool>,
 }
 
 /// What a watcher needs next.
@@ -48,6 +51,7 @@ impl ImageFeed {
         Self {
             history: Arc::new(Mutex::new(history)),
             image: watch::Sender::new(image),
+            held_back: Arc::default(),
         }
     }
 
@@ -60,8 +64,21 @@ impl ImageFeed {
         self.image.subscribe()
     }
 
+    /// Shows an empty image, of no cluster, until the next `reset`.
+    pub fn hold_back(&self) {
+        self.held_back.store(true, Ordering::Release);
+        self.image.send_replace(Arc::default());
+    }
+
+    pub fn is_held_back(&self) -> bool {
+        self.held_back.load(Ordering::Acquire)
+    }
+
     /// Publishes an image and the changes that led to it from the one before.
     pub fn publish(&self, image: Arc<ClusterImage>, changes: Vec<ImageChange>) {
+        if self.is_held_back() {
+            return;
+        }
         let mut history = self.lock();
         for change in changes {
             history.push(Arc::new(change));
@@ -74,6 +91,7 @@ impl ImageFeed {
         let mut history = self.lock();
         history.changes.clear();
         history.entry_count = 0;
+        self.held_back.store(false, Ordering::Release);
         self.image.send_replace(image);
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Invariant: `Role::Leader` is announced only after this leader's first command is applied here.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use chronik_types::cluster_image::Controller as ControllerEntry;
 use chronik_types::id::ControllerId;
@@ -72,11 +72,34 @@ async fn lead(controller: &Controller, term: Option<u64>) {
         tracing::debug!(%error, term, "cannot take over yet");
         tokio::time::sleep(TAKE_OVER_RETRY).await;
     }
+    if controller.feed().is_held_back() {
+        begin_after_restore(controller).await;
+    }
     let image = controller.image();
     controller.liveness().reset(&image, Instant::now());
     set_role(controller, Role::Leader);
     tracing::info!(term, cluster_id = image.cluster_id, "leads the controllers");
     tokio::join!(watch_sessions(controller), rebalancer::run(controller));
+}
+
+/// The state was restored from a backup: what is given out from now on must be above all that was given
+/// out since the backup. The time in microseconds is: nothing counts a million times a second.
+async fn begin_after_restore(controller: &Controller) {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
+    let micros = since_epoch.unwrap_or_default().as_micros();
+    let command = Command::BeginAfterRestore {
+        floor: u64::try_from(micros).unwrap_or(0),
+    };
+    while let Err(error) = controller.propose(command.clone()).await {
+        tracing::debug!(%error, "cannot begin after the restore yet");
+        tokio::time::sleep(TAKE_OVER_RETRY).await;
+    }
+    let image = controller.image();
+    tracing::warn!(
+        revision = image.revision,
+        restores = ?image.restores,
+        "the controllers begin anew with the state of a backup"
+    );
 }
 
 /// Ends sessions whose time is over, for ever.

@@ -15,8 +15,11 @@ pub mod moves;
 pub mod placement;
 pub mod rebalance;
 
+pub mod backup;
 pub mod db;
+pub mod founding;
 pub mod image_feed;
+pub mod joining;
 pub mod raft;
 
 pub mod controller;
@@ -36,6 +39,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use chronik_telemetry::http::Health;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -43,9 +47,9 @@ use tracing::info;
 use crate::config::Config;
 use crate::controller::{Controller, Role};
 use crate::db::Db;
+use crate::joining::Joining;
 use crate::metrics::Metrics;
 use crate::peers::Peers;
-use crate::raft::RaftNode;
 
 /// How long open requests may take when the process stops.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
@@ -96,6 +100,7 @@ pub async fn start_on(mut config: Config, listeners: Listeners) -> anyhow::Resul
 
     // 1. What this node knows.
     let (db, contents, db_worker) = Db::open(&config.data_dir).await?;
+    backup::remove_leftovers(&config.data_dir);
     if let Some(state) = &contents.state
         && !config.cluster_id.is_empty()
         && !state.cluster_id.is_empty()
@@ -107,15 +112,16 @@ pub async fn start_on(mut config: Config, listeners: Listeners) -> anyhow::Resul
         ));
     }
 
-    // 2. Raft, and the state it rebuilds.
-    let raft_peers = Peers::new(&config.group(), config.controller_id)?;
-    let (node, feed) = RaftNode::start(&config, raft_peers, db, contents).await?;
-    let is_new = node.found_group(&config).await?;
+    // 2. Raft, and the state it rebuilds. It takes part at once if it has done so before.
+    let group = config.group();
+    let raft_peers = Peers::new(&group, config.controller_id)?;
+    let (joining, feed) = Joining::prepare(&config, raft_peers, db, contents).await?;
+    let node = joining.node().clone();
 
     // 3. Services. Forwarded requests have connections of their own, beside Raft's.
     let (metrics, registry) = Metrics::new();
     let health = Health::new();
-    let peers = Peers::new(&config.group(), config.controller_id)?;
+    let peers = Peers::new(&group, config.controller_id)?;
     let controller = Controller::new(config.clone(), node.clone(), feed, peers, metrics);
     let (rpc_address, rest_address) = (config.rpc_listen, config.rest_listen);
     let rest = rest::router(controller.clone(), registry, health.clone());
@@ -136,21 +142,28 @@ pub async fn start_on(mut config: Config, listeners: Listeners) -> anyhow::Resul
     });
     tasks.spawn(
         "readiness",
-        watch_readiness(controller.clone(), health, stop.clone()),
+        watch_readiness(controller.clone(), joining.obstacle(), health, stop.clone()),
     );
-    let (raft, raft_stop) = (node.clone(), stop.clone());
+    let raft_stop = stop.clone();
     tasks.spawn("raft", async move {
         tokio::select! {
-            why = raft.failed() => Err(anyhow!("raft failed: {why}")),
+            why = node.failed() => Err(anyhow!("raft failed: {why}")),
             () = raft_stop.cancelled() => Ok(()),
         }
     });
 
-    // 4. A new group need not wait for an election timeout.
-    if is_new {
-        let stop = stop.clone();
-        tokio::spawn(async move { node.campaign_first(&config, stop).await });
-    }
+    // 4. The way into the group, which other controllers may have to be there for.
+    let joining_stop = stop.clone();
+    tasks.spawn("joining", async move {
+        tokio::select! {
+            joined = joining.run() => {
+                joined?;
+                joining_stop.cancelled().await;
+                Ok(())
+            }
+            () = joining_stop.cancelled() => Ok(()),
+        }
+    });
     info!(%rpc_address, %rest_address, "controller started");
     Ok(Running {
         rpc_address,
@@ -223,10 +236,11 @@ impl Running {
             db_worker,
             ..
         } = self;
+        stop.cancel();
         for (_, task) in tasks {
             task.abort();
+            let _ = task.await;
         }
-        stop.cancel();
         controller.node().shut_down().await;
         drop(controller);
         // The folder's lock must be free for whoever starts next.
@@ -261,18 +275,24 @@ impl Tasks {
     }
 }
 
-/// Ready: a leader is known, so reads are current and writes find their way.
+/// Ready: it is a full member of the group and a leader is known, so that reads are current, writes
+/// find their way, and another controller may be stopped.
 async fn watch_readiness(
     controller: Controller,
+    mut obstacle: watch::Receiver<Option<String>>,
     health: Health,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let mut roles = controller.role().subscribe();
     loop {
         let role = *roles.borrow_and_update();
-        health.set_ready(role != Role::Waiting, "the controllers have no leader");
+        match &*obstacle.borrow_and_update() {
+            Some(why) => health.set_ready(false, why),
+            None => health.set_ready(role != Role::Waiting, "the controllers have no leader"),
+        }
         tokio::select! {
             changed = roles.changed() => if changed.is_err() { return Ok(()) },
+            Ok(()) = obstacle.changed() => {}
             () = stop.cancelled() => return Ok(()),
         }
     }

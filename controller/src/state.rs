@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use chronik_types::cluster_image::{
-    Broker, ClusterImage, ClusterSettings, Controller, Gateway, ImageChange, Topic,
+    Broker, ClusterImage, ClusterSettings, Controller, Gateway, ImageChange, Restore, Topic,
 };
 use chronik_types::id::{BrokerId, ControllerId, RaftGroupId};
 use serde::{Deserialize, Serialize};
@@ -17,7 +17,7 @@ use uuid::Uuid;
 use crate::command::PartitionKey;
 
 /// Version of the tables and of `StateDump`; a snapshot of a higher one is refused.
-pub const SCHEMA_VERSION: u32 = 2;
+pub const SCHEMA_VERSION: u32 = 3;
 
 /// All metadata at one point of the log. Owned by the Raft state machine.
 #[derive(Debug, Clone)]
@@ -28,6 +28,22 @@ pub struct State {
     pub next_raft_group_id: u64,
     pub next_producer_id: i64,
     pub groups: HashMap<RaftGroupId, PartitionKey>,
+    /// The backup that this state was taken from, until a leader has begun anew with it.
+    pub pending_restore: Option<PendingRestore>,
+}
+
+/// A backup that was restored, and not begun with yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PendingRestore {
+    pub backup_id: Uuid,
+    pub backup_revision: u64,
+}
+
+impl PendingRestore {
+    /// Controllers that found a group together have to hold the same.
+    pub fn base(&self) -> String {
+        format!("{} of revision {}", self.backup_id, self.backup_revision)
+    }
 }
 
 impl Default for State {
@@ -38,6 +54,7 @@ impl Default for State {
             next_raft_group_id: 1,
             next_producer_id: 0,
             groups: HashMap::new(),
+            pending_restore: None,
         }
     }
 }
@@ -70,6 +87,12 @@ pub struct StateDump {
     /// Since schema version 2.
     #[serde(default)]
     pub settings: ClusterSettings,
+    /// Since schema version 3.
+    #[serde(default)]
+    pub restores: Vec<Restore>,
+    /// Since schema version 3.
+    #[serde(default)]
+    pub pending_restore: Option<PendingRestore>,
 }
 
 /// A broker and what only controllers know of it.
@@ -101,6 +124,8 @@ impl From<&State> for StateDump {
             gateways: image.gateways.values().cloned().collect(),
             topics,
             settings: image.settings.clone(),
+            restores: image.restores.clone(),
+            pending_restore: state.pending_restore.clone(),
         }
     }
 }
@@ -124,6 +149,7 @@ impl From<StateDump> for State {
             .collect();
         let mut image = ClusterImage {
             cluster_id: dump.cluster_id,
+            restores: dump.restores,
             ..Default::default()
         };
         image.apply(ImageChange {
@@ -142,6 +168,7 @@ impl From<StateDump> for State {
             next_raft_group_id: dump.next_raft_group_id,
             next_producer_id: dump.next_producer_id,
             groups,
+            pending_restore: dump.pending_restore,
         }
     }
 }

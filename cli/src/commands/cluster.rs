@@ -4,7 +4,7 @@ use anyhow::Context as _;
 use reqwest::Method;
 use serde_json::{Map, Value, json};
 
-use super::{cell, client, items, show};
+use super::{backup, cell, client, items, show};
 use crate::arguments::{Access, ClusterCommand};
 use crate::output::Table;
 
@@ -13,6 +13,7 @@ const SETTINGS: &str = "/v1/cluster/settings";
 pub async fn run(command: ClusterCommand) -> anyhow::Result<()> {
     match command {
         ClusterCommand::Describe { access } => describe(&access).await,
+        ClusterCommand::Backup { access, to } => backup::run(&access, &to).await,
         ClusterCommand::Rebalance {
             access, dry_run, ..
         } => rebalance(&access, dry_run).await,

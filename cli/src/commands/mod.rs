@@ -11,6 +11,7 @@ use crate::arguments::{Access, AdminCommand, ControllerCommand, GatewayCommand, 
 use crate::output;
 use crate::rest::RestClient;
 
+mod backup;
 mod broker;
 mod cluster;
 mod controller;

@@ -10,6 +10,7 @@ use chronik_types::cluster_image::{Broker, ClusterImage, Drain, ImageChange, Par
 use chronik_types::epoch::{BrokerEpoch, PartitionEpoch};
 use chronik_types::id::BrokerId;
 
+use super::restore;
 use crate::command::{BrokerRefusal, BrokerSession, Outcome, RegisterBroker};
 use crate::state::State;
 
@@ -39,7 +40,18 @@ pub fn register(state: &mut State, command: RegisterBroker, change: &mut ImageCh
     // Whoever opened the same data folder holds its lock, so the process before it is gone.
     let disk_replaced = known_storage_id.is_some_and(|known| known != command.storage_id);
     let replaced = BTreeSet::from([broker_id]);
-    let incarnation = disk_replaced.then_some(change.revision);
+    let revision = change.revision;
+    // The first time since a restore that this broker says what it holds.
+    let restored_at = state.image.restored_at();
+    let held = present
+        .filter(|present| present.broker_epoch.0 < restored_at)
+        .and(command.held.as_deref())
+        .map(restore::by_group);
+    let incarnation = |partition: &Partition| match &held {
+        _ if disk_replaced => Some(revision),
+        Some(held) => restore::incarnation_of_held(held, partition, revision),
+        None => None,
+    };
     take_out_of_service(&state.image, &replaced, incarnation, change);
     let broker_epoch = BrokerEpoch(change.revision);
     change.brokers.push(Broker {
@@ -73,7 +85,7 @@ pub fn fence(state: &State, sessions: &[BrokerSession], change: &mut ImageChange
         }
     }
     if !fenced.is_empty() {
-        take_out_of_service(&state.image, &fenced, None, change);
+        take_out_of_service(&state.image, &fenced, |_| None, change);
     }
     Outcome::Done
 }
@@ -122,13 +134,13 @@ pub fn unregister(state: &mut State, broker_id: BrokerId, change: &mut ImageChan
     Outcome::Broker(Ok(()))
 }
 
-/// Removes brokers from leadership and ISRs. With `incarnation`, their replicas become new ones,
-/// because their disk is another: an empty replica under an old Raft id could vote twice. (The
+/// Removes brokers from leadership and ISRs. Where `incarnation` names one, their replica becomes that
+/// one, because their disk is another: an empty replica under an old Raft id could vote twice. (The
 /// partition's leader then takes the new replica into the Raft group in place of the old one.)
 fn take_out_of_service(
     image: &ClusterImage,
     brokers: &BTreeSet<BrokerId>,
-    incarnation: Option<u64>,
+    incarnation: impl Fn(&Partition) -> Option<u64>,
     change: &mut ImageChange,
 ) {
     let mut topics: Vec<&Arc<_>> = image.topics.values().collect();
@@ -150,7 +162,7 @@ fn take_out_of_service(
                     next.isr.retain(|id| id != broker_id);
                 }
             }
-            if let Some(incarnation) = incarnation {
+            if let Some(incarnation) = incarnation(partition) {
                 for replica in &mut next.replicas {
                     if brokers.contains(&replica.broker_id) {
                         replica.incarnation = incarnation;

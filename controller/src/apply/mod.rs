@@ -6,6 +6,7 @@
 mod brokers;
 mod reassignment;
 mod reports;
+mod restore;
 mod topics;
 
 pub use topics::collision_key;
@@ -64,6 +65,7 @@ pub fn apply(state: &mut State, command: Command) -> (Outcome, Option<ImageChang
             }
             Outcome::Done
         }
+        Command::BeginAfterRestore { floor } => restore::begin(state, floor, &mut change),
     };
     if is_empty(&change) {
         return (outcome, None);

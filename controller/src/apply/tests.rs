@@ -25,6 +25,7 @@ fn register(state: &mut State, broker_id: i32, incarnation: u128, storage: u128)
         rpc_address: format!("b{broker_id}:1"),
         rack: None,
         storage_id: Uuid::from_u128(storage),
+        held: None,
     });
     apply(state, command).0
 }
@@ -558,6 +559,7 @@ fn any_command() -> impl Strategy<Value = Command> {
                 rpc_address: "a:1".to_owned(),
                 rack: None,
                 storage_id: Uuid::from_u128(storage),
+                held: None,
             })
         }),
         (broker.clone(), 0..40_u64).prop_map(|(broker, epoch)| Command::FenceBrokers {

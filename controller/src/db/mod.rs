@@ -4,6 +4,8 @@
 //! what has queued up meanwhile goes into one transaction, which is synced before anybody is told.
 //! After a failed write nothing more is written: the process has to stop.
 
+pub mod backup;
+mod identity;
 mod raft_tables;
 mod state_tables;
 
@@ -12,18 +14,23 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use sqlx::migrate::MigrateError;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection, SqliteConnection};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
+use uuid::Uuid;
 
 pub use raft_tables::{KIND_BLANK, KIND_COMMAND, KIND_MEMBERSHIP, LogPosition, LogRow, VoteRow};
 pub use state_tables::{AppliedRow, ClusterRow, StateRows};
 
+use crate::founding::Identity;
 use crate::state::StateDump;
 
 pub const FILE_NAME: &str = "controller.db";
 const LOCK_NAME: &str = "lock";
+/// Size that SQLite's own write-ahead log goes back to.
+const JOURNAL_BYTES_MAX: &str = "16777216";
 /// Jobs that may wait for the worker.
 const JOBS_MAX: usize = 1024;
 /// Jobs that go into one transaction.
@@ -42,7 +49,7 @@ pub enum DbError {
     #[error("database: {0}")]
     Sql(Arc<sqlx::Error>),
     #[error("database schema: {0}")]
-    Migrate(Arc<sqlx::migrate::MigrateError>),
+    Migrate(Arc<MigrateError>),
     #[error("database holds an unreadable {what}: {why}")]
     Corrupt { what: &'static str, why: String },
     #[error("database was closed by an earlier failed write")]
@@ -67,11 +74,22 @@ pub type Done = Box<dyn FnOnce(Result<(), DbError>) + Send>;
 /// What the database held when it was opened.
 #[derive(Debug)]
 pub struct Contents {
+    pub identity: Identity,
     pub vote: Option<VoteRow>,
     pub purged: Option<LogPosition>,
     pub log: Vec<LogRow>,
     pub applied: Option<AppliedRow>,
     pub state: Option<StateDump>,
+}
+
+impl Contents {
+    /// Whether Raft has ever written into this database.
+    pub fn has_raft_data(&self) -> bool {
+        self.vote.is_some()
+            || self.purged.is_some()
+            || self.applied.is_some()
+            || !self.log.is_empty()
+    }
 }
 
 /// Sends jobs to the worker. Cheap to clone.
@@ -87,6 +105,10 @@ enum Job {
     },
     SaveVote {
         vote: VoteRow,
+        done: Done,
+    },
+    SaveIdentity {
+        identity: Box<Identity>,
         done: Done,
     },
     TruncateAfter {
@@ -118,19 +140,10 @@ impl Db {
     pub async fn open(folder: &Path) -> Result<(Db, Contents, JoinHandle<()>), DbError> {
         let lock = lock_folder(folder)?;
         let mut connection = connect(&folder.join(FILE_NAME)).await?;
-        // `run_direct`, since the future of `run` is not `Send`.
-        sqlx::migrate!("../migrations")
-            .run_direct(None, &mut connection, false)
+        migrate(&mut connection)
             .await
             .map_err(|error| DbError::Migrate(Arc::new(error)))?;
-        let (applied, state) = state_tables::load(&mut connection).await?;
-        let contents = Contents {
-            vote: raft_tables::load_vote(&mut connection).await?,
-            purged: raft_tables::load_purged(&mut connection).await?,
-            log: raft_tables::read_log(&mut connection, 0..=u64::MAX).await?,
-            applied,
-            state,
-        };
+        let contents = load(&mut connection).await?;
         let (jobs, queue) = mpsc::channel(JOBS_MAX);
         let worker = tokio::spawn(
             Worker {
@@ -149,6 +162,12 @@ impl Db {
 
     pub async fn save_vote(&self, vote: VoteRow) -> Result<(), DbError> {
         self.send_and_wait(|done| Job::SaveVote { vote, done })
+            .await
+    }
+
+    pub async fn save_identity(&self, identity: Identity) -> Result<(), DbError> {
+        let identity = Box::new(identity);
+        self.send_and_wait(|done| Job::SaveIdentity { identity, done })
             .await
     }
 
@@ -208,6 +227,7 @@ impl Job {
             }
             Job::Append { done, .. }
             | Job::SaveVote { done, .. }
+            | Job::SaveIdentity { done, .. }
             | Job::TruncateAfter { done, .. }
             | Job::Purge { done, .. }
             | Job::SaveState { done, .. }
@@ -280,6 +300,9 @@ async fn run_job(
         Job::SaveVote { vote, done } => {
             (raft_tables::save_vote(connection, vote).await, Some(done))
         }
+        Job::SaveIdentity { identity, done } => {
+            (identity::save(connection, &identity).await, Some(done))
+        }
         Job::TruncateAfter { index, done } => (
             raft_tables::truncate_after(connection, index).await,
             Some(done),
@@ -301,9 +324,40 @@ async fn run_job(
     }
 }
 
+async fn migrate(connection: &mut SqliteConnection) -> Result<(), MigrateError> {
+    // `run_direct`, since the future of `run` is not `Send`.
+    sqlx::migrate!("../migrations")
+        .run_direct(None, connection, false)
+        .await
+}
+
 async fn execute(connection: &mut SqliteConnection, sql: &'static str) -> Result<(), DbError> {
     sqlx::query(sql).execute(connection).await?;
     Ok(())
+}
+
+/// Reads everything. A file without an identity gets one.
+async fn load(connection: &mut SqliteConnection) -> Result<Contents, DbError> {
+    let (applied, state) = state_tables::load(connection).await?;
+    let vote = raft_tables::load_vote(connection).await?;
+    let purged = raft_tables::load_purged(connection).await?;
+    let log = raft_tables::read_log(connection, 0..=u64::MAX).await?;
+    let identity = match identity::load(connection).await? {
+        Some(identity) => identity,
+        None => {
+            let identity = Identity::of_new_disk(Uuid::new_v4());
+            identity::save(connection, &identity).await?;
+            identity
+        }
+    };
+    Ok(Contents {
+        identity,
+        vote,
+        purged,
+        log,
+        applied,
+        state,
+    })
 }
 
 async fn connect(file: &Path) -> Result<SqliteConnection, DbError> {
@@ -312,6 +366,8 @@ async fn connect(file: &Path) -> Result<SqliteConnection, DbError> {
         .create_if_missing(true)
         .journal_mode(SqliteJournalMode::Wal)
         .synchronous(SqliteSynchronous::Full)
+        // What a large transaction has made of the file beside it is given back.
+        .pragma("journal_size_limit", JOURNAL_BYTES_MAX)
         .disable_statement_logging();
     Ok(options.connect().await?)
 }

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use chronik_types::cluster_image::{
-    Broker, ClusterSettings, Controller, Gateway, Partition, Topic,
+    Broker, ClusterSettings, Controller, Gateway, Partition, Restore, Topic,
 };
 use chronik_types::epoch::{BrokerEpoch, LeaderEpoch, PartitionEpoch};
 use chronik_types::id::{BrokerId, ControllerId, PartitionIndex, RaftGroupId, TopicId};
@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use super::DbError;
 use super::raft_tables::{LogPosition, signed, unsigned};
-use crate::state::{BrokerRow, SCHEMA_VERSION, StateDump};
+use crate::state::{BrokerRow, PendingRestore, SCHEMA_VERSION, StateDump};
 
 /// How far the state is: the last applied log entry, and the membership in force there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,6 +37,8 @@ pub struct ClusterRow {
     pub next_raft_group_id: u64,
     pub next_producer_id: i64,
     pub settings: ClusterSettings,
+    pub restores: Vec<Restore>,
+    pub pending_restore: Option<PendingRestore>,
 }
 
 /// The rows that some applied commands touched, as they are afterwards.
@@ -105,6 +107,8 @@ pub async fn replace(
             next_raft_group_id: dump.next_raft_group_id,
             next_producer_id: dump.next_producer_id,
             settings: dump.settings.clone(),
+            restores: dump.restores.clone(),
+            pending_restore: dump.pending_restore.clone(),
         },
         controllers: dump.controllers.clone(),
         brokers: dump.brokers.clone(),
@@ -122,36 +126,50 @@ pub async fn replace(
 pub async fn load(
     connection: &mut SqliteConnection,
 ) -> Result<(Option<AppliedRow>, Option<StateDump>), DbError> {
-    type Cluster = (String, i64, Option<i64>, i64, i64, String);
+    #[derive(sqlx::FromRow)]
+    struct Row {
+        cluster_id: String,
+        revision: i64,
+        controller_leader: Option<i64>,
+        next_raft_group_id: i64,
+        next_producer_id: i64,
+        settings: String,
+        restores: String,
+        pending_restore: Option<String>,
+    }
     let applied = load_applied(connection).await?;
-    let cluster: Option<Cluster> = sqlx::query_as(
+    let cluster: Option<Row> = sqlx::query_as(
         "SELECT cluster_id, revision, controller_leader, next_raft_group_id, next_producer_id,
-                settings
+                settings, restores, pending_restore
          FROM cluster",
     )
     .fetch_optional(&mut *connection)
     .await?;
-    let Some((cluster_id, revision, leader, next_raft_group_id, next_producer_id, settings)) =
-        cluster
-    else {
+    let Some(row) = cluster else {
         return Ok((applied, None));
     };
-    let controller_leader = leader
+    let controller_leader = row
+        .controller_leader
         .map(|id| unsigned("leader", id))
         .transpose()?
         .map(ControllerId);
     let dump = StateDump {
         schema_version: SCHEMA_VERSION,
-        cluster_id,
-        revision: unsigned("revision", revision)?,
+        cluster_id: row.cluster_id,
+        revision: unsigned("revision", row.revision)?,
         controller_leader,
-        next_raft_group_id: unsigned("raft group id", next_raft_group_id)?,
-        next_producer_id,
+        next_raft_group_id: unsigned("raft group id", row.next_raft_group_id)?,
+        next_producer_id: row.next_producer_id,
         controllers: load_controllers(connection).await?,
         brokers: load_brokers(connection).await?,
         gateways: load_gateways(connection).await?,
         topics: load_topics(connection).await?,
-        settings: json("settings", &settings)?,
+        settings: json("settings", &row.settings)?,
+        restores: json("restores", &row.restores)?,
+        pending_restore: row
+            .pending_restore
+            .map(|text| json("pending restore", &text))
+            .transpose()?,
     };
     Ok((applied, Some(dump)))
 }
@@ -254,17 +272,19 @@ async fn save_cluster(
     connection: &mut SqliteConnection,
     cluster: &ClusterRow,
 ) -> Result<(), DbError> {
-    let settings = serde_json::to_string(&cluster.settings).map_err(|error| DbError::Corrupt {
-        what: "settings",
-        why: error.to_string(),
-    })?;
-    sqlx::query("INSERT OR REPLACE INTO cluster VALUES (1, ?, ?, ?, ?, ?, ?)")
+    let pending_restore = cluster.pending_restore.as_ref();
+    let pending_restore = pending_restore
+        .map(|pending| text("pending restore", pending))
+        .transpose()?;
+    sqlx::query("INSERT OR REPLACE INTO cluster VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?)")
         .bind(&cluster.cluster_id)
         .bind(signed(cluster.revision))
         .bind(cluster.controller_leader.map(|id| signed(id.0)))
         .bind(signed(cluster.next_raft_group_id))
         .bind(cluster.next_producer_id)
-        .bind(settings)
+        .bind(text("settings", &cluster.settings)?)
+        .bind(text("restores", &cluster.restores)?)
+        .bind(pending_restore)
         .execute(connection)
         .await?;
     Ok(())
@@ -438,6 +458,13 @@ fn uuid(text: &str) -> Result<Uuid, DbError> {
     text.parse().map_err(|_| DbError::Corrupt {
         what: "uuid",
         why: text.to_owned(),
+    })
+}
+
+fn text<T: Serialize>(what: &'static str, value: &T) -> Result<String, DbError> {
+    serde_json::to_string(value).map_err(|error| DbError::Corrupt {
+        what,
+        why: error.to_string(),
     })
 }
 

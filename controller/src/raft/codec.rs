@@ -15,9 +15,11 @@ use serde::{Deserialize, Serialize};
 use super::type_config::{
     Entry, LogId, Membership, Proposal, RaftVote, StoredMembership, TypeConfig,
 };
+use crate::db::backup::RaftStart;
 use crate::db::{
     AppliedRow, DbError, KIND_BLANK, KIND_COMMAND, KIND_MEMBERSHIP, LogPosition, LogRow, VoteRow,
 };
+use crate::founding::NodeId;
 
 /// A message of another controller that makes no sense.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -112,6 +114,29 @@ pub fn applied_from_row(row: &AppliedRow) -> Result<(Option<LogId>, StoredMember
     ))
 }
 
+/// What Raft finds where a controller begins with a restored state: as if a group of these voters had
+/// taken everything into a snapshot and purged its log. So a new member gets the state, and not an
+/// empty log to begin from.
+pub fn restored_start(voters: &BTreeSet<NodeId>) -> Result<RaftStart, serde_json::Error> {
+    let start = LogPosition { term: 1, index: 1 };
+    let ids: BTreeSet<u64> = voters.iter().map(|voter| voter.to_raft()).collect();
+    let lowest = ids.first().copied().unwrap_or_default();
+    Ok(RaftStart {
+        applied: AppliedRow {
+            position: Some(start),
+            membership_position: Some(start),
+            membership: membership_json(&new_membership(vec![ids], BTreeSet::new()))?,
+        },
+        purged: start,
+        // Of a vote that nobody has won, so that elections begin with the term after it.
+        vote: VoteRow {
+            term: start.term,
+            voted_for: lowest,
+            committed: false,
+        },
+    })
+}
+
 fn membership_json(membership: &Membership) -> Result<String, serde_json::Error> {
     serde_json::to_string(&MembershipJson {
         voters: membership.get_joint_config().clone(),
@@ -173,7 +198,7 @@ pub fn membership_to_wire(membership: &Membership) -> v1::ControllerMembership {
             .get_joint_config()
             .iter()
             .map(|voters| v1::ControllerVoters {
-                controller_ids: voters.iter().copied().collect(),
+                node_ids: voters.iter().copied().collect(),
             })
             .collect(),
         nodes: membership.nodes().map(|(id, ())| *id).collect(),
@@ -184,7 +209,7 @@ pub fn membership_from_wire(wire: v1::ControllerMembership) -> Membership {
     let voters = wire
         .voters
         .into_iter()
-        .map(|set| set.controller_ids.into_iter().collect())
+        .map(|set| set.node_ids.into_iter().collect())
         .collect();
     new_membership(voters, wire.nodes.into_iter().collect())
 }

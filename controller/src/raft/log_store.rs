@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use openraft::{EntryPayload, OptionalSend};
+use tokio::sync::watch;
 
 use super::codec;
 use super::type_config::{Entry, LogId, RaftVote, TypeConfig};
@@ -27,6 +28,22 @@ const MESSAGE_BYTES_MAX: usize = 1024 * 1024;
 pub struct LogStore {
     db: Db,
     cache: Arc<Mutex<Cache>>,
+    growth: Growth,
+}
+
+/// How many bytes of commands the log holds, about. Cheap to clone; all clones are one.
+#[derive(Debug, Clone, Default)]
+pub struct Growth {
+    bytes: watch::Sender<u64>,
+}
+
+impl Growth {
+    /// Waits until there are more than `max`.
+    pub async fn exceeds(&self, max: u64) {
+        let mut bytes = self.bytes.subscribe();
+        // It ends with the last clone, and `self` is one.
+        let _ = bytes.wait_for(|bytes| *bytes > max).await;
+    }
 }
 
 #[derive(Debug, Default)]
@@ -46,13 +63,23 @@ impl LogStore {
             ..Cache::default()
         };
         cache.last = cache.purged;
+        let mut bytes = 0_u64;
         for row in std::mem::take(&mut contents.log) {
-            cache.push(codec::entry_from_row(row)?);
+            let entry = codec::entry_from_row(row)?;
+            bytes = bytes.saturating_add(size(&entry) as u64);
+            cache.push(entry);
         }
+        let growth = Growth::default();
+        growth.bytes.send_replace(bytes);
         Ok(Self {
             db,
             cache: Arc::new(Mutex::new(cache)),
+            growth,
         })
+    }
+
+    pub fn growth(&self) -> Growth {
+        self.growth.clone()
     }
 
     fn lock(&self) -> MutexGuard<'_, Cache> {
@@ -196,13 +223,17 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         I::IntoIter: OptionalSend,
     {
         let mut rows = Vec::new();
+        let mut bytes = 0_u64;
         {
             let mut cache = self.lock();
             for entry in entries {
                 rows.push(codec::log_row(&entry)?);
+                bytes = bytes.saturating_add(size(&entry) as u64);
                 cache.push(entry);
             }
         }
+        let grown = |known: &mut u64| *known = known.saturating_add(bytes);
+        self.growth.bytes.send_modify(grown);
         let done = Box::new(|result: Result<(), DbError>| {
             callback.io_completed(result.map_err(io::Error::from));
         });
@@ -227,6 +258,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             cache.purged = cache.purged.max(Some(log_id));
             cache.last = cache.last.max(Some(log_id));
             cache.retain(|cached| cached > log_id.index);
+            // The newest entries, which are what is left, are in memory.
+            self.growth.bytes.send_replace(cache.bytes as u64);
         }
         Ok(self.db.purge(codec::position(&log_id)).await?)
     }

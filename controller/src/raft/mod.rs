@@ -2,7 +2,10 @@
 //! No policy here: what a command means is decided in `apply`.
 
 mod codec;
+mod introduction;
+mod log_bound;
 mod log_store;
+mod membership;
 mod network;
 mod node;
 mod state_machine;
@@ -11,5 +14,8 @@ mod type_config;
 #[cfg(test)]
 mod tests;
 
+pub use codec::restored_start;
+pub use introduction::{describe, join};
+pub use membership::Admission;
 pub use network::RaftRpc;
-pub use node::{Leadership, ProposeError, RaftNode, RaftStartError, RaftStatus};
+pub use node::{Leadership, ProposeError, RaftNode, RaftStartError, RaftStatus, Unstarted};

@@ -11,19 +11,22 @@ use bytes::Bytes;
 use chronik_proto::v1::controller_raft_client::ControllerRaftClient;
 use chronik_proto::v1::controller_raft_server::ControllerRaft;
 use chronik_proto::{MESSAGE_SIZE_MAX, v1};
+use openraft::OptionalSend;
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::{RPCOption, RaftNetworkFactory, RaftNetworkV2};
 use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest,
     TransferLeaderResponse, VoteRequest, VoteResponse,
 };
-use openraft::{OptionalSend, Raft};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::codec;
-use super::state_machine::{Snapshot, StateMachine};
+use super::introduction;
+use super::node::{ControllersRaft, RaftNode};
+use super::state_machine::Snapshot;
 use super::type_config::{RaftVote, SnapshotMeta, StoredMembership, TypeConfig};
+use crate::founding::NodeId;
 use crate::peers::Peers;
 use crate::state::{SCHEMA_VERSION, StateDump};
 
@@ -50,7 +53,8 @@ impl RaftNetworkFactory<TypeConfig> for Network {
     type Network = PeerClient;
 
     async fn new_client(&mut self, target: u64, _node: &()) -> PeerClient {
-        let client = self.peers.channel(target).map(|channel| {
+        let controller_id = NodeId::of_raft(target).controller_id();
+        let client = self.peers.channel(controller_id).map(|channel| {
             ControllerRaftClient::new(channel)
                 .max_decoding_message_size(MESSAGE_SIZE_MAX)
                 .max_encoding_message_size(MESSAGE_SIZE_MAX)
@@ -70,10 +74,11 @@ type RpcResult<T> = Result<T, RPCError<TypeConfig>>;
 
 impl PeerClient {
     fn client(&mut self) -> RpcResult<&mut ControllerRaftClient<Channel>> {
-        let target = self.target;
-        self.client
-            .as_mut()
-            .ok_or_else(|| unreachable(format!("controller {target} is not in the configuration")))
+        let target = NodeId::of_raft(self.target);
+        self.client.as_mut().ok_or_else(|| {
+            let id = target.controller_id();
+            unreachable(format!("controller {id} is no peer of this one"))
+        })
     }
 }
 
@@ -243,16 +248,32 @@ pub(super) fn snapshot_chunks(
 /// The gRPC service that passes other controllers' messages to this one's Raft.
 #[derive(Clone)]
 pub struct RaftRpc {
-    pub(super) controller_id: u64,
-    pub(super) raft: Raft<TypeConfig, StateMachine>,
+    pub(super) node: RaftNode,
 }
 
 impl RaftRpc {
-    fn check_addressee(&self, to: u64) -> Result<(), Status> {
-        if to == self.controller_id {
+    /// This controller's Raft, for a message to `to`.
+    fn raft(&self, to: u64) -> Result<&ControllersRaft, Status> {
+        let Some((own_id, raft)) = self.node.member() else {
+            return Err(Status::unavailable(
+                "this controller does not take part yet",
+            ));
+        };
+        if to == own_id.to_raft() {
+            return Ok(raft);
+        }
+        let to = NodeId::of_raft(to);
+        Err(Status::failed_precondition(format!(
+            "message for controller {to} came to controller {own_id}: check the addresses in \
+             `controllers`, unless its disk was replaced a moment ago"
+        )))
+    }
+
+    fn check_controller(&self, to: u64) -> Result<(), Status> {
+        let own_id = self.node.controller_id();
+        if to == own_id {
             return Ok(());
         }
-        let own_id = self.controller_id;
         Err(Status::failed_precondition(format!(
             "message for controller {to} came to controller {own_id}: check the addresses in \
              `controllers`"
@@ -267,9 +288,9 @@ impl ControllerRaft for RaftRpc {
         request: Request<v1::ControllerAppendRequest>,
     ) -> Result<Response<v1::ControllerAppendResponse>, Status> {
         let wire = request.into_inner();
-        self.check_addressee(wire.to)?;
+        let raft = self.raft(wire.to)?;
         let request = codec::append_from_wire(wire).map_err(malformed)?;
-        let response = self.raft.append_entries(request).await.map_err(stopped)?;
+        let response = raft.append_entries(request).await.map_err(stopped)?;
         Ok(Response::new(append_response_to_wire(response)))
     }
 
@@ -278,9 +299,9 @@ impl ControllerRaft for RaftRpc {
         request: Request<v1::ControllerVoteRequest>,
     ) -> Result<Response<v1::ControllerVoteResponse>, Status> {
         let wire = request.into_inner();
-        self.check_addressee(wire.to)?;
+        let raft = self.raft(wire.to)?;
         let request = codec::vote_request_from_wire(wire).map_err(malformed)?;
-        let response = self.raft.vote(request).await.map_err(stopped)?;
+        let response = raft.vote(request).await.map_err(stopped)?;
         Ok(Response::new(codec::vote_response_to_wire(&response)))
     }
 
@@ -289,9 +310,9 @@ impl ControllerRaft for RaftRpc {
         request: Request<v1::ControllerVoteRequest>,
     ) -> Result<Response<v1::ControllerVoteResponse>, Status> {
         let wire = request.into_inner();
-        self.check_addressee(wire.to)?;
+        let raft = self.raft(wire.to)?;
         let request = codec::vote_request_from_wire(wire).map_err(malformed)?;
-        let response = self.raft.pre_vote(request).await.map_err(stopped)?;
+        let response = raft.pre_vote(request).await.map_err(stopped)?;
         Ok(Response::new(codec::vote_response_to_wire(&response)))
     }
 
@@ -305,7 +326,7 @@ impl ControllerRaft for RaftRpc {
             .await?
             .and_then(|chunk| chunk.header)
             .ok_or_else(|| Status::invalid_argument("the first chunk has no header"))?;
-        self.check_addressee(header.to)?;
+        let raft = self.raft(header.to)?;
         let mut data = Vec::new();
         while let Some(chunk) = chunks.message().await? {
             if data.len().saturating_add(chunk.data.len()) > SNAPSHOT_BYTES_MAX {
@@ -317,8 +338,7 @@ impl ControllerRaft for RaftRpc {
             data.extend_from_slice(&chunk.data);
         }
         let (vote, snapshot) = snapshot_from_wire(header, &data)?;
-        let response = self
-            .raft
+        let response = raft
             .install_full_snapshot(vote, snapshot)
             .await
             .map_err(stopped)?;
@@ -331,12 +351,11 @@ impl ControllerRaft for RaftRpc {
         request: Request<v1::ControllerTransferLeaderRequest>,
     ) -> Result<Response<v1::ControllerTransferLeaderResponse>, Status> {
         let wire = request.into_inner();
-        self.check_addressee(wire.to)?;
+        let raft = self.raft(wire.to)?;
         let from = codec::vote_from_wire(wire.from_leader).map_err(malformed)?;
         let last_log_id = wire.last_log_id.map(codec::log_id_from_wire);
         let request = TransferLeaderRequest::new(from, wire.to, last_log_id);
-        let answer = self
-            .raft
+        let answer = raft
             .handle_transfer_leader(request)
             .await
             .map_err(stopped)?;
@@ -345,6 +364,26 @@ impl ControllerRaft for RaftRpc {
             accepted: reason.is_none(),
             reason: reason.unwrap_or_default(),
         }))
+    }
+
+    async fn describe(
+        &self,
+        request: Request<v1::ControllerDescribeRequest>,
+    ) -> Result<Response<v1::ControllerDescription>, Status> {
+        let request = request.into_inner();
+        self.check_controller(request.to_controller)?;
+        self.node.heard_from(request.from_controller);
+        Ok(Response::new(introduction::to_wire(&self.node)))
+    }
+
+    async fn join(
+        &self,
+        request: Request<v1::ControllerJoinRequest>,
+    ) -> Result<Response<v1::ControllerJoinResponse>, Status> {
+        let request = request.into_inner();
+        self.check_controller(request.to_controller)?;
+        let admission = self.node.admit(NodeId::of_raft(request.node_id)).await;
+        Ok(Response::new(introduction::admission_to_wire(admission)))
     }
 }
 

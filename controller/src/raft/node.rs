@@ -1,18 +1,20 @@
-//! The running Raft node: start, propose, who leads, stop.
+//! The Raft node: start, propose, who leads, stop.
 //!
-//! Invariant: a proposal ends as applied, as certainly not appended, or as unknown; never as a
-//! success that a majority does not hold.
+//! Invariants: a proposal ends as applied, as certainly not appended, or as unknown; never as a
+//! success that a majority does not hold. Until it is decided as whom this controller takes part, it
+//! does not: no vote, no entry.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use openraft::errors::{ClientWriteError, RaftError};
 use openraft::type_config::async_runtime::WatchReceiver;
 use openraft::{Raft, ServerState, SnapshotPolicy};
-use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
+use tokio::sync::{Notify, watch};
 
+use super::introduction;
+use super::log_bound::bound_log;
 use super::log_store::LogStore;
 use super::network::{Network, RaftRpc};
 use super::state_machine::StateMachine;
@@ -20,13 +22,17 @@ use super::type_config::{Proposal, TypeConfig};
 use crate::command::{Command, Outcome};
 use crate::config::Config;
 use crate::db::{Contents, Db, DbError};
+use crate::founding::{Identity, NodeId, Standing};
 use crate::image_feed::ImageFeed;
-use crate::peers::{Peers, endpoint};
+use crate::peers::Peers;
+use crate::state::StateDump;
 
 /// Longest wait for a successor when the leader stops.
 const HANDOVER_TIMEOUT: Duration = Duration::from_millis(1500);
-/// Between two attempts to reach the peers of a new group.
-const FIRST_CONTACT_RETRY: Duration = Duration::from_millis(50);
+/// Between two looks whether the peers of a new group take part, which is a matter of milliseconds.
+const FIRST_CONTACT_RETRY: Duration = Duration::from_millis(10);
+
+pub type ControllersRaft = Raft<TypeConfig, StateMachine>;
 
 /// Who leads, as far as this node knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,10 +68,32 @@ pub struct RaftStatus {
 /// Handle of the Raft node. Cheap to clone.
 #[derive(Clone)]
 pub struct RaftNode {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
     controller_id: u64,
-    raft: Raft<TypeConfig, StateMachine>,
     write_timeout: Duration,
+    peers: Peers,
     leadership: watch::Receiver<Leadership>,
+    /// Set once, when it takes part.
+    member: OnceLock<(NodeId, ControllersRaft)>,
+    standing: Mutex<Standing>,
+    /// Peers that are waited for before it is decided who this controller is.
+    awaited: Mutex<BTreeSet<u64>>,
+    awaited_came: Notify,
+    /// Held while a step of a membership change is done.
+    membership_lock: tokio::sync::Mutex<()>,
+}
+
+/// A node that does not take part yet.
+pub struct Unstarted {
+    node: RaftNode,
+    config: openraft::Config,
+    log_store: LogStore,
+    log_bytes_max: u64,
+    machine: StateMachine,
+    leadership: watch::Sender<Leadership>,
 }
 
 /// Why the node could not be started.
@@ -79,92 +107,169 @@ pub enum RaftStartError {
     Raft(String),
 }
 
+impl Unstarted {
+    pub fn node(&self) -> &RaftNode {
+        &self.node
+    }
+
+    /// Begins to take part as decided, which is on disk already.
+    pub async fn start(self, identity: Identity) -> Result<(), RaftStartError> {
+        let Some(node_id) = identity.node_id else {
+            return Err(RaftStartError::Raft("it is not decided who this is".into()));
+        };
+        // Told before anything is voted for: who hears "empty" may found a group.
+        lock(&self.node.inner.standing).identity = identity;
+        let growth = self.log_store.growth();
+        let raft = Raft::new(
+            node_id.to_raft(),
+            Arc::new(self.config),
+            Network::new(self.node.inner.peers.clone()),
+            self.log_store,
+            self.machine,
+        )
+        .await
+        .map_err(|error| RaftStartError::Raft(error.to_string()))?;
+        watch_leadership(node_id, &raft, self.leadership);
+        // `self` is consumed, so it is the first.
+        let _ = self.node.inner.member.set((node_id, raft.clone()));
+        let ended = self.node.leadership();
+        tokio::spawn(bound_log(raft, growth, self.log_bytes_max, ended));
+        Ok(())
+    }
+}
+
 impl RaftNode {
-    /// Recovers from the database and starts to take part.
-    pub async fn start(
+    /// Recovers from the database. `base` is what a group would be founded on.
+    pub fn prepare(
         config: &Config,
         peers: Peers,
         db: Db,
         mut contents: Contents,
-    ) -> Result<(RaftNode, ImageFeed), RaftStartError> {
+        base: String,
+    ) -> Result<(Unstarted, ImageFeed), RaftStartError> {
+        let standing = Standing {
+            identity: contents.identity.clone(),
+            base,
+            group: config.group().iter().map(|c| c.id).collect(),
+        };
         let log_store = LogStore::new(db.clone(), &mut contents)?;
         let (machine, feed) = StateMachine::new(db, &mut contents, config.watch_history_max)?;
-        let raft_config = raft_config(config).map_err(RaftStartError::Config)?;
-        let network = Network::new(peers);
-        let raft = Raft::new(
-            config.controller_id,
-            Arc::new(raft_config),
-            network,
-            log_store,
-            machine,
-        )
-        .await
-        .map_err(|error| RaftStartError::Raft(error.to_string()))?;
-        let leadership = watch_leadership(config.controller_id, &raft);
-        let node = RaftNode {
+        let (leadership, watched) = watch::channel(Leadership::Unknown);
+        let inner = Inner {
             controller_id: config.controller_id,
-            raft,
             write_timeout: config.write_timeout(),
+            peers,
+            leadership: watched,
+            member: OnceLock::new(),
+            standing: Mutex::new(standing),
+            awaited: Mutex::default(),
+            awaited_came: Notify::new(),
+            membership_lock: tokio::sync::Mutex::default(),
+        };
+        let unstarted = Unstarted {
+            node: RaftNode {
+                inner: Arc::new(inner),
+            },
+            config: raft_config(config).map_err(RaftStartError::Config)?,
+            log_store,
+            log_bytes_max: config.raft.snapshot_log_bytes,
+            machine,
             leadership,
         };
-        Ok((node, feed))
+        Ok((unstarted, feed))
     }
 
-    /// Founds the group if this node has never been in one. Every node does so with the same
-    /// voters, so the first entry is the same everywhere, whoever starts first. True: it is new.
-    pub async fn found_group(&self, config: &Config) -> Result<bool, RaftStartError> {
-        let initialized = self.raft.is_initialized().await;
-        if initialized.map_err(|error| RaftStartError::Raft(error.to_string()))? {
-            return Ok(false);
+    pub fn controller_id(&self) -> u64 {
+        self.inner.controller_id
+    }
+
+    /// As whom this controller takes part, and its Raft; none: it does not yet.
+    pub(super) fn member(&self) -> Option<(NodeId, &ControllersRaft)> {
+        self.inner.member.get().map(|(id, raft)| (*id, raft))
+    }
+
+    pub(super) fn peers(&self) -> &Peers {
+        &self.inner.peers
+    }
+
+    pub(super) fn membership_lock(&self) -> &tokio::sync::Mutex<()> {
+        &self.inner.membership_lock
+    }
+
+    /// What this controller tells of itself.
+    pub fn standing(&self) -> Standing {
+        lock(&self.inner.standing).clone()
+    }
+
+    /// A peer that asks is up, so it can be asked at once what it was waited for to answer.
+    pub(super) fn heard_from(&self, peer: u64) {
+        if lock(&self.inner.awaited).remove(&peer) {
+            self.inner.awaited_came.notify_one();
         }
-        let voters: BTreeSet<u64> = config.group().iter().map(|c| c.id).collect();
-        match self.raft.initialize(voters).await {
+    }
+
+    /// Names the peers whose questions `awaited_came` waits for from now on.
+    pub fn expect(&self, awaited: BTreeSet<u64>) {
+        *lock(&self.inner.awaited) = awaited;
+    }
+
+    pub async fn awaited_came(&self) {
+        self.inner.awaited_came.notified().await;
+    }
+
+    /// Writes the first membership if the group has none. Every founder does so with the same
+    /// voters, so the first entry is the same everywhere, whoever starts first.
+    pub async fn found_group(&self, config: &Config) -> Result<(), RaftStartError> {
+        let Some((_, raft)) = self.member() else {
+            return Ok(());
+        };
+        let initialized = raft.is_initialized().await;
+        if initialized.map_err(|error| RaftStartError::Raft(error.to_string()))? {
+            return Ok(());
+        }
+        let group = config.group();
+        let voters: BTreeSet<u64> = group
+            .iter()
+            .map(|c| NodeId::founder(c.id).to_raft())
+            .collect();
+        match raft.initialize(voters).await {
             // Refused: the leader of the group was faster and has written to this log.
-            Ok(()) | Err(RaftError::APIError(_)) => Ok(true),
+            Ok(()) | Err(RaftError::APIError(_)) => Ok(()),
             Err(RaftError::Fatal(error)) => Err(RaftStartError::Raft(error.to_string())),
         }
     }
 
-    /// Asks for the first election as soon as a majority can be reached, instead of waiting for a
+    /// Asks for the first election as soon as a majority takes part, instead of waiting for a
     /// timeout. Only the lowest id does so: two at once would split the votes.
-    pub async fn campaign_first(&self, config: &Config, stop: CancellationToken) {
+    pub async fn campaign_first(&self, config: &Config) {
         let group = config.group();
-        // One alone elects itself at once.
-        let is_lowest = group
+        let own_id = self.inner.controller_id;
+        let mut waiting: Vec<u64> = group
             .iter()
-            .all(|controller| controller.id >= self.controller_id);
-        if group.len() == 1 || !is_lowest {
+            .map(|c| c.id)
+            .filter(|id| *id != own_id)
+            .collect();
+        // One alone elects itself at once.
+        let Some((_, raft)) = self.member().filter(|_| !waiting.is_empty()) else {
+            return;
+        };
+        if waiting.iter().any(|peer| *peer < own_id) {
             return;
         }
-        let mut waiting: Vec<_> = group
-            .iter()
-            .filter(|c| c.id != self.controller_id)
-            .collect();
         let majority = group.len() / 2 + 1;
-        loop {
-            let mut unreached = Vec::new();
-            for peer in waiting {
-                let Ok(endpoint) = endpoint(&peer.rpc_address) else {
-                    continue;
-                };
-                if endpoint.connect().await.is_err() {
-                    unreached.push(peer);
-                }
-            }
-            waiting = unreached;
-            let leaderless = *self.leadership.borrow() == Leadership::Unknown;
-            if !leaderless {
-                return;
-            }
+        while *self.inner.leadership.borrow() == Leadership::Unknown {
+            let asked = futures::future::join_all(waiting.into_iter().map(async |peer| {
+                let channel = self.inner.peers.channel(peer)?;
+                let answer = introduction::describe(channel, own_id, peer).await;
+                (!answer.is_ok_and(|answer| answer.takes_part)).then_some(peer)
+            }));
+            waiting = asked.await.into_iter().flatten().collect();
             if group.len() - waiting.len() >= majority {
                 // An error means that Raft has stopped; `failed` tells the process.
-                let _ = self.raft.trigger().elect(true).await;
+                let _ = raft.trigger().elect(true).await;
                 return;
             }
-            tokio::select! {
-                () = tokio::time::sleep(FIRST_CONTACT_RETRY) => {}
-                () = stop.cancelled() => return,
-            }
+            tokio::time::sleep(FIRST_CONTACT_RETRY).await;
         }
     }
 
@@ -172,8 +277,11 @@ impl RaftNode {
     pub async fn propose(&self, command: &Command) -> Result<Outcome, ProposeError> {
         let proposal = Proposal::encode(command)
             .map_err(|error| ProposeError::Unencodable(error.to_string()))?;
-        let write = self.raft.client_write(proposal);
-        match tokio::time::timeout(self.write_timeout, write).await {
+        let Some((_, raft)) = self.member() else {
+            return Err(ProposeError::NotLeader);
+        };
+        let write = raft.client_write(proposal);
+        match tokio::time::timeout(self.inner.write_timeout, write).await {
             Ok(Ok(response)) => Ok(response.data),
             Ok(Err(RaftError::APIError(error))) => Err(match error {
                 ClientWriteError::ForwardToLeader(_)
@@ -186,11 +294,14 @@ impl RaftNode {
     }
 
     pub fn leadership(&self) -> watch::Receiver<Leadership> {
-        self.leadership.clone()
+        self.inner.leadership.clone()
     }
 
     pub fn status(&self) -> RaftStatus {
-        let metrics = self.raft.metrics();
+        let Some((_, raft)) = self.member() else {
+            return RaftStatus::default();
+        };
+        let metrics = raft.metrics();
         let metrics = metrics.borrow_watched();
         RaftStatus {
             term: metrics.current_term,
@@ -201,61 +312,78 @@ impl RaftNode {
         }
     }
 
+    /// The applied state; none: nothing is applied yet.
+    pub async fn dump(&self) -> Result<Option<StateDump>, String> {
+        let Some((_, raft)) = self.member() else {
+            return Ok(None);
+        };
+        let snapshot = raft
+            .get_snapshot()
+            .await
+            .map_err(|error| error.to_string())?;
+        Ok(snapshot.map(|snapshot| snapshot.snapshot))
+    }
+
     /// The service for the other controllers.
     pub fn rpc(&self) -> RaftRpc {
-        RaftRpc {
-            controller_id: self.controller_id,
-            raft: self.raft.clone(),
-        }
+        RaftRpc { node: self.clone() }
     }
 
     /// Resolves when Raft has stopped by itself, with the reason: the process has to stop.
     pub async fn failed(&self) -> String {
-        let mut leadership = self.leadership.clone();
+        let mut leadership = self.leadership();
         // The watching task ends with Raft's core.
         while leadership.changed().await.is_ok() {}
-        let metrics = self.raft.metrics();
-        let state = metrics.borrow_watched().running_state.clone();
-        state
-            .err()
-            .map_or_else(|| "raft stopped".to_owned(), |error| error.to_string())
+        let error = self.member().and_then(|(_, raft)| {
+            let metrics = raft.metrics();
+            metrics.borrow_watched().running_state.clone().err()
+        });
+        error.map_or_else(|| "raft stopped".to_owned(), |error| error.to_string())
     }
 
     /// Hands leadership over if it is here, so that the others need not wait for a timeout.
     pub async fn hand_over(&self) {
-        let Leadership::Local { .. } = *self.leadership.borrow() else {
+        let Leadership::Local { .. } = *self.inner.leadership.borrow() else {
+            return;
+        };
+        let Some((_, raft)) = self.member() else {
             return;
         };
         let Some(successor) = self.best_follower() else {
             return;
         };
-        let mut leadership = self.leadership.clone();
+        let mut leadership = self.leadership();
         let handover = async {
-            self.raft.trigger().transfer_leader(successor).await.ok()?;
+            raft.trigger().transfer_leader(successor).await.ok()?;
             let remote = |l: &Leadership| matches!(l, Leadership::Remote { .. });
             leadership.wait_for(remote).await.ok().map(|_| ())
         };
         let outcome = tokio::time::timeout(HANDOVER_TIMEOUT, handover).await;
         let handed_over = matches!(outcome, Ok(Some(())));
-        tracing::info!(successor, handed_over, "stops leading the controllers");
+        let successor = NodeId::of_raft(successor);
+        tracing::info!(%successor, handed_over, "stops leading the controllers");
     }
 
     pub async fn shut_down(&self) {
-        if let Err(error) = self.raft.shutdown().await {
+        if let Some((_, raft)) = self.member()
+            && let Err(error) = raft.shutdown().await
+        {
             tracing::warn!(%error, "raft did not stop in order");
         }
     }
 
-    /// A follower that has all of the log.
+    /// A voter that has all of the log.
     fn best_follower(&self) -> Option<u64> {
-        let metrics = self.raft.metrics();
+        let (own_id, raft) = self.member()?;
+        let metrics = raft.metrics();
         let metrics = metrics.borrow_watched();
         let last = metrics.last_log_index;
+        let voters: BTreeSet<u64> = metrics.membership_config.voter_ids().collect();
         metrics
             .replication
             .iter()
             .flatten()
-            .filter(|(id, _)| **id != self.controller_id)
+            .filter(|(id, _)| **id != own_id.to_raft() && voters.contains(id))
             .find(|(_, matching)| matching.map(|log_id| log_id.index) >= last)
             .map(|(id, _)| *id)
     }
@@ -284,12 +412,9 @@ fn raft_config(config: &Config) -> Result<openraft::Config, String> {
 }
 
 /// Follows who leads; ends when Raft's core ends.
-fn watch_leadership(
-    own_id: u64,
-    raft: &Raft<TypeConfig, StateMachine>,
-) -> watch::Receiver<Leadership> {
+fn watch_leadership(own_id: NodeId, raft: &ControllersRaft, leadership: watch::Sender<Leadership>) {
     let mut metrics = raft.server_metrics();
-    let (sender, receiver) = watch::channel(Leadership::Unknown);
+    let own_id = own_id.to_raft();
     tokio::spawn(async move {
         loop {
             let current = {
@@ -300,15 +425,20 @@ fn watch_leadership(
                             term: metrics.vote.leader_id.term,
                         }
                     }
-                    Some(id) if id != own_id => Leadership::Remote { controller_id: id },
+                    Some(id) if id != own_id => Leadership::Remote {
+                        controller_id: NodeId::of_raft(id).controller_id(),
+                    },
                     _ => Leadership::Unknown,
                 }
             };
-            sender.send_if_modified(|known| std::mem::replace(known, current) != current);
+            leadership.send_if_modified(|known| std::mem::replace(known, current) != current);
             if metrics.changed().await.is_err() {
                 return;
             }
         }
     });
-    receiver
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

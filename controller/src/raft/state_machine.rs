@@ -2,7 +2,8 @@
 //!
 //! Invariant: an image is published and a proposer is answered only after the transaction that
 //! holds the change and its log id is synced. The snapshot is the state itself as of the last
-//! applied entry: the tables hold it durably, so no second copy is kept.
+//! applied entry: the tables hold it durably, so no second copy is kept. A restored state is shown to
+//! nobody until a leader has begun anew with it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -55,6 +56,9 @@ impl StateMachine {
             None => Default::default(),
         };
         let feed = ImageFeed::new(state.image.clone(), watch_history_max);
+        if state.pending_restore.is_some() {
+            feed.hold_back();
+        }
         Ok((
             Self {
                 state,
@@ -93,7 +97,9 @@ impl StateMachine {
                         "log entry {log_id} is not a known command: {error}"
                     ))
                 })?;
+                let was_pending = self.state.pending_restore.is_some();
                 let (outcome, change) = apply(&mut self.state, command);
+                batch.begins_anew |= was_pending && self.state.pending_restore.is_none();
                 if let Some(change) = change {
                     batch.touched.add(&change);
                     batch.changes.push(change);
@@ -111,7 +117,9 @@ impl StateMachine {
     async fn finish(&mut self, batch: Batch) -> io::Result<()> {
         let rows = batch.touched.rows(self)?;
         self.db.save_state(rows).await?;
-        if !batch.changes.is_empty() {
+        if batch.begins_anew {
+            self.feed.reset(self.state.image.clone());
+        } else if !batch.changes.is_empty() {
             self.feed.publish(self.state.image.clone(), batch.changes);
         }
         for (responder, outcome) in batch.answers {
@@ -160,7 +168,9 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         self.state = State::from(dump);
         self.applied = meta.last_log_id;
         self.membership = meta.last_membership.clone();
-        self.feed.reset(self.state.image.clone());
+        if self.state.pending_restore.is_none() {
+            self.feed.reset(self.state.image.clone());
+        }
         Ok(())
     }
 
@@ -191,6 +201,8 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
 struct Batch {
     touched: Touched,
     changes: Vec<ImageChange>,
+    /// The first image after a restore: it did not come from the one before.
+    begins_anew: bool,
     answers: Vec<(openraft::storage::ApplyResponder<TypeConfig>, Outcome)>,
 }
 
@@ -267,6 +279,8 @@ impl Touched {
                 next_raft_group_id: state.next_raft_group_id,
                 next_producer_id: state.next_producer_id,
                 settings: image.settings.clone(),
+                restores: image.restores.clone(),
+                pending_restore: state.pending_restore.clone(),
             },
             controllers: self.controllers.iter().filter_map(present).collect(),
             brokers,

@@ -76,6 +76,7 @@ fn commands() -> Vec<Command> {
             rpc_address: "b:1".to_owned(),
             rack: Some("r".to_owned()),
             storage_id: Uuid::from_u128(2),
+            held: None,
         }),
         Command::RegisterGateway {
             gateway: Gateway {
@@ -198,6 +199,7 @@ async fn a_snapshot_survives_the_wire_and_replaces_everything() {
         rpc_address: "old:1".to_owned(),
         rack: None,
         storage_id: Uuid::from_u128(2),
+        held: None,
     });
     let log_id = codec::log_id(LogPosition { term: 1, index: 0 });
     let proposal = Proposal::encode(&old).unwrap();

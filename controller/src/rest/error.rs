@@ -72,6 +72,11 @@ impl Problem {
         Self::new(status, "internal-error", "Internal error", detail)
     }
 
+    pub fn unavailable(detail: impl Into<String>) -> Self {
+        let status = StatusCode::SERVICE_UNAVAILABLE;
+        Self::new(status, "unavailable", "Unavailable", detail)
+    }
+
     /// The problem of one result; None where there is none.
     pub fn of_result(error: v1::AdminError, detail: String) -> Option<Self> {
         use v1::AdminError as E;

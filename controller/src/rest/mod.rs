@@ -3,6 +3,7 @@
 //! Invariant: every error is a problem document (RFC 9457). Writes go the same way as those that
 //! come over gRPC, so any controller takes them.
 
+mod backup;
 mod cluster;
 mod dto;
 mod error;
@@ -62,6 +63,7 @@ pub fn api(controller: Controller) -> (Router, utoipa::openapi::OpenApi) {
     let admin = AdminRpc::new(controller.clone());
     let (router, document) = OpenApiRouter::with_openapi(ApiDoc::openapi())
         .routes(routes!(cluster::describe_cluster))
+        .routes(routes!(backup::backup_cluster))
         .routes(routes!(cluster::list_controllers))
         .routes(routes!(cluster::list_brokers))
         .routes(routes!(

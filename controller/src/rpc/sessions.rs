@@ -16,7 +16,7 @@ use tonic::{Request, Response, Status};
 
 use super::error;
 use crate::command::{
-    BrokerSession, Command, GatewaySession, Outcome, PartitionReport, RegisterBroker,
+    BrokerSession, Command, GatewaySession, HeldReplica, Outcome, PartitionReport, RegisterBroker,
     ReportOutcome, ReportPartitions,
 };
 use crate::controller::{Controller, Route, now};
@@ -57,6 +57,18 @@ impl SessionsRpc {
         }
         check_length("rpc_address", &request.rpc_address)?;
         check_length("rack", request.rack.as_deref().unwrap_or("none"))?;
+        // Only a state that is older than the brokers has to be told what they hold.
+        let known = image.brokers.get(&broker_id);
+        let is_older = known.is_some_and(|known| known.broker_epoch.0 < image.restored_at());
+        let held = (request.names_held_replicas && is_older).then(|| {
+            let replicas = request.held_replicas.iter();
+            replicas
+                .map(|held| HeldReplica {
+                    raft_group_id: RaftGroupId(held.raft_group_id),
+                    incarnation: held.incarnation,
+                })
+                .collect()
+        });
         let command = Command::RegisterBroker(RegisterBroker {
             broker_id,
             incarnation_id: uuid("incarnation_id", &request.incarnation_id)
@@ -64,6 +76,7 @@ impl SessionsRpc {
             rpc_address: request.rpc_address,
             rack: request.rack.filter(|rack| !rack.is_empty()),
             storage_id: uuid("storage_id", &request.storage_id).map_err(error::invalid)?,
+            held,
         });
         match self
             .controller

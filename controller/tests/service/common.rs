@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use chronik_controller::config::{Config, ControllerAddress};
+use chronik_controller::config::{Config, ControllerAddress, RaftSettings};
 use chronik_controller::controller::{Controller, Role};
 use chronik_controller::{Listeners, Running, start_on};
 use chronik_proto::v1::admin_client::AdminClient;
@@ -32,7 +32,10 @@ pub struct Group {
     folder: TempDir,
     addresses: Vec<ControllerAddress>,
     pub controllers: Vec<Option<Running>>,
+    /// Sockets of those that were never started.
+    reserved: Vec<Option<Listeners>>,
     pub session_timeout_ms: u32,
+    pub raft: RaftSettings,
 }
 
 impl Group {
@@ -42,6 +45,17 @@ impl Group {
     }
 
     pub async fn start_with(count: usize, session_timeout_ms: u32) -> Self {
+        let mut group = Self::unstarted(count).await;
+        group.session_timeout_ms = session_timeout_ms;
+        // The last one first: the order must not matter.
+        for index in (0..count).rev() {
+            group.restart(index).await;
+        }
+        group
+    }
+
+    /// Chooses free ports for a group and starts none of it.
+    pub async fn unstarted(count: usize) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut addresses = Vec::new();
         let mut listeners = Vec::new();
@@ -61,38 +75,40 @@ impl Group {
             folder,
             addresses,
             controllers: Vec::new(),
-            session_timeout_ms,
+            reserved: listeners.into_iter().map(Some).collect(),
+            session_timeout_ms: 3000,
+            raft: RaftSettings {
+                snapshot_log_entries: 60,
+                retained_log_entries: 10,
+                ..RaftSettings::default()
+            },
         };
-        // The last one first: the order must not matter.
         group.controllers.resize_with(count, || None);
-        for (index, listeners) in listeners.into_iter().enumerate().rev() {
-            let config = group.config(index);
-            group.controllers[index] = Some(start_on(config, listeners).await.unwrap());
-        }
         group
     }
 
     pub fn config(&self, index: usize) -> Config {
-        let mut config = Config {
+        Config {
             controller_id: self.addresses[index].id,
             data_dir: self.folder.path().join(format!("controller-{index}")),
             controllers: self.addresses.clone(),
             session_timeout_ms: self.session_timeout_ms,
             session_heartbeat_interval_ms: self.session_timeout_ms / 6,
+            raft: self.raft.clone(),
             ..Config::default()
-        };
-        config.raft.snapshot_log_entries = 60;
-        config.raft.retained_log_entries = 10;
-        config
+        }
     }
 
     pub async fn restart(&mut self, index: usize) {
         assert!(self.controllers[index].is_none());
         let address = &self.addresses[index];
         let port = |address: &str| address.rsplit_once(':').unwrap().1.parse::<u16>().unwrap();
-        let listeners = Listeners {
-            rpc: bind(port(&address.rpc_address)).await,
-            rest: bind(port(&address.rest_address)).await,
+        let listeners = match self.reserved[index].take() {
+            Some(listeners) => listeners,
+            None => Listeners {
+                rpc: bind(port(&address.rpc_address)).await,
+                rest: bind(port(&address.rest_address)).await,
+            },
         };
         let running = start_on(self.config(index), listeners).await.unwrap();
         self.controllers[index] = Some(running);
@@ -100,6 +116,12 @@ impl Group {
 
     pub async fn kill(&mut self, index: usize) {
         within("kill", self.controllers[index].take().unwrap().kill()).await;
+    }
+
+    /// Deletes the data of a controller that does not run.
+    pub fn lose_disk(&self, index: usize) {
+        assert!(self.controllers[index].is_none());
+        std::fs::remove_dir_all(self.config(index).data_dir).unwrap();
     }
 
     pub async fn stop(&mut self, index: usize) {
@@ -110,6 +132,16 @@ impl Group {
 
     pub fn controller(&self, index: usize) -> &Controller {
         self.controllers[index].as_ref().unwrap().controller()
+    }
+
+    /// Waits until a controller is what `wanted` says; looks every few milliseconds.
+    pub async fn until(&self, what: &str, mut wanted: impl FnMut(&Self) -> bool) {
+        let look = async {
+            while !wanted(self) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        within(what, look).await;
     }
 
     /// Index of the leader, once all running controllers agree on it.

@@ -219,6 +219,7 @@ async fn openapi_names_every_route() {
             "get /v1/brokers/{broker_id}",
             "get /v1/brokers/{broker_id}/drain",
             "get /v1/cluster",
+            "get /v1/cluster/backup",
             "get /v1/cluster/settings",
             "get /v1/controllers",
             "get /v1/gateways",

@@ -1,0 +1,166 @@
+//! Files of the state alone, without Raft's log and vote: a backup, and the database of a controller
+//! that is to begin with one.
+//!
+//! Invariant: a file is complete and synced when its function returns. What is read from a backup is
+//! what was written into it, or an error.
+
+use std::path::Path;
+
+use crc_fast::{CrcAlgorithm, checksum};
+use sqlx::migrate::MigrateError;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
+use sqlx::{ConnectOptions, Connection, SqliteConnection};
+use uuid::Uuid;
+
+use super::raft_tables::{self, LogPosition, VoteRow};
+use super::state_tables::{self, AppliedRow};
+use super::{DbError, execute, identity, migrate};
+use crate::founding::Identity;
+use crate::state::StateDump;
+
+/// What a backup is, besides the state that it holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BackupLabel {
+    pub backup_id: Uuid,
+    pub created_at_ms: i64,
+}
+
+/// Why a file is not taken for a backup.
+#[derive(Debug, thiserror::Error)]
+pub enum BackupError {
+    #[error("it is damaged, or no backup of a Chronik controller: {0}")]
+    Damaged(String),
+    #[error("it is no backup: {0}")]
+    NoBackup(&'static str),
+    #[error("it was made by a newer version of Chronik, whose schema this one does not know")]
+    Newer,
+    #[error(transparent)]
+    Db(#[from] DbError),
+}
+
+/// What Raft finds in the database of a controller that begins with a backup.
+#[derive(Debug, Clone)]
+pub struct RaftStart {
+    pub applied: AppliedRow,
+    pub purged: LogPosition,
+    pub vote: VoteRow,
+}
+
+/// Writes a backup into a file that does not exist.
+pub async fn write(file: &Path, dump: &StateDump, label: &BackupLabel) -> Result<(), DbError> {
+    let mut connection = create(file).await?;
+    let applied = AppliedRow {
+        position: None,
+        membership_position: None,
+        membership: "null".to_owned(),
+    };
+    state_tables::replace(&mut connection, dump, &applied).await?;
+    sqlx::query("INSERT INTO backup (id, backup_id, created_at_ms, checksum) VALUES (1, ?, ?, ?)")
+        .bind(label.backup_id.to_string())
+        .bind(label.created_at_ms)
+        .bind(checksum_of(dump)?)
+        .execute(&mut connection)
+        .await?;
+    close(connection).await
+}
+
+/// Reads a backup, from a copy of it that may be written to: an older one is brought to the present
+/// schema first.
+pub async fn read(copy: &Path) -> Result<(StateDump, BackupLabel), BackupError> {
+    let damaged = |error: sqlx::Error| BackupError::Damaged(error.to_string());
+    let mut connection = options(copy).connect().await.map_err(damaged)?;
+    let verdict: String = sqlx::query_scalar("PRAGMA integrity_check(1)")
+        .fetch_one(&mut connection)
+        .await
+        .map_err(damaged)?;
+    if verdict != "ok" {
+        return Err(BackupError::Damaged(verdict));
+    }
+    migrate(&mut connection)
+        .await
+        .map_err(|error| match error {
+            MigrateError::VersionMissing(_) => BackupError::Newer,
+            other => BackupError::Damaged(other.to_string()),
+        })?;
+    let label: Option<(String, i64, i64)> =
+        sqlx::query_as("SELECT backup_id, created_at_ms, checksum FROM backup")
+            .fetch_optional(&mut connection)
+            .await
+            .map_err(damaged)?;
+    let (_, dump) = state_tables::load(&mut connection).await?;
+    let Some((backup_id, created_at_ms, checksum)) = label else {
+        return Err(BackupError::NoBackup(match dump {
+            Some(_) => "it is the database of a controller",
+            None => "it holds no state of a cluster",
+        }));
+    };
+    let dump = dump.ok_or(BackupError::NoBackup("it holds no state of a cluster"))?;
+    if checksum_of(&dump)? != checksum {
+        return Err(BackupError::Damaged("its checksum is wrong".to_owned()));
+    }
+    let backup_id = Uuid::try_parse(&backup_id)
+        .map_err(|error| BackupError::Damaged(format!("its id: {error}")))?;
+    connection.close().await.map_err(damaged)?;
+    let label = BackupLabel {
+        backup_id,
+        created_at_ms,
+    };
+    Ok((dump, label))
+}
+
+/// Writes the database of a controller that has not taken part yet and begins with `dump`.
+pub async fn write_restored(
+    file: &Path,
+    dump: &StateDump,
+    raft: &RaftStart,
+) -> Result<(), DbError> {
+    let mut connection = create(file).await?;
+    state_tables::replace(&mut connection, dump, &raft.applied).await?;
+    raft_tables::purge(&mut connection, raft.purged).await?;
+    raft_tables::save_vote(&mut connection, raft.vote).await?;
+    identity::save(&mut connection, &Identity::of_new_disk(Uuid::new_v4())).await?;
+    close(connection).await
+}
+
+/// The state as one number. A state that was written and read again has the same.
+fn checksum_of(dump: &StateDump) -> Result<i64, DbError> {
+    let mut dump = dump.clone();
+    dump.controllers
+        .sort_unstable_by_key(|controller| controller.controller_id);
+    dump.brokers
+        .sort_unstable_by_key(|row| row.broker.broker_id);
+    dump.gateways
+        .sort_unstable_by(|a, b| a.gateway_id.cmp(&b.gateway_id));
+    dump.topics.sort_unstable_by_key(|topic| topic.topic_id);
+    // An older backup is read with the present version.
+    dump.schema_version = 0;
+    let bytes = serde_json::to_vec(&dump).map_err(|error| DbError::Corrupt {
+        what: "state",
+        why: error.to_string(),
+    })?;
+    Ok(checksum(CrcAlgorithm::Crc64Nvme, &bytes).cast_signed())
+}
+
+/// One file, without a write-ahead log beside it; synced when it is complete.
+fn options(file: &Path) -> SqliteConnectOptions {
+    SqliteConnectOptions::new()
+        .filename(file)
+        .journal_mode(SqliteJournalMode::Delete)
+        .synchronous(SqliteSynchronous::Full)
+        .disable_statement_logging()
+}
+
+async fn create(file: &Path) -> Result<SqliteConnection, DbError> {
+    let mut connection = options(file).create_if_missing(true).connect().await?;
+    migrate(&mut connection)
+        .await
+        .map_err(|error| DbError::Migrate(std::sync::Arc::new(error)))?;
+    execute(&mut connection, "BEGIN IMMEDIATE").await?;
+    Ok(connection)
+}
+
+async fn close(mut connection: SqliteConnection) -> Result<(), DbError> {
+    execute(&mut connection, "COMMIT").await?;
+    connection.close().await?;
+    Ok(())
+}
