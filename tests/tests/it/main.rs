@@ -12,6 +12,7 @@ mod lessons;
 mod malformed;
 
 mod checker;
+mod controller_disk;
 mod controllers_down;
 mod durability;
 mod failover;
