@@ -14,6 +14,7 @@ use crate::error::{CANNOT_SYNC, StorageError};
 use crate::flusher::Signals;
 use crate::memory::Memory;
 use crate::partition_log::Log;
+use crate::partition_log::damage::DamageSignal;
 use crate::poison::Poison;
 use crate::segment::open_files::OpenFiles;
 use crate::segment::{FileKind, SegmentId};
@@ -30,6 +31,7 @@ pub struct Core {
     pub evictable: Evictable,
     pub space: SpaceWatch,
     pub counters: Counters,
+    pub damage: Arc<DamageSignal>,
     /// The WAL says that files may have been made since the last orderly end.
     pub has_announced_files: AtomicBool,
     pub segment_bytes: u64,

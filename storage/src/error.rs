@@ -106,6 +106,12 @@ pub enum StorageError {
     PurgeAheadOfState { group: RaftGroupId, index: u64 },
     #[error("segments from another broker cannot be taken: {why}")]
     InvalidManifest { why: Arc<str> },
+    /// The copy does not reach far enough, or cannot be brought together with the log; a later one may.
+    #[error("group {group}: damaged segments cannot be rebuilt from this copy: {why}")]
+    NotRebuilt {
+        group: RaftGroupId,
+        why: &'static str,
+    },
     /// A batch holds bytes that are no records, so nobody knows their keys.
     #[error("group {group}: the batch at offset {offset} cannot be compacted: {why}")]
     Uncleanable {

@@ -214,7 +214,8 @@ fn find_missing(
                     Some(_) => continue,
                 };
                 let position = size.unwrap_or(0);
-                state.note_damage(*group, &StorageError::corrupt(&path, position, why));
+                let error = StorageError::corrupt(&path, position, why);
+                state.note_damage(*group, segment.id(), &error);
                 // Nothing may be written behind a hole.
                 if let Some(last) = state.segments.last_mut().filter(|last| last.log_bytes > 0) {
                     last.is_sealed = true;

@@ -17,7 +17,7 @@ use crate::driver::Driver;
 use crate::error::{Damage, OpenError, StorageError};
 use crate::flusher::{Flusher, Signals};
 use crate::memory::{Memory, size_of};
-use crate::partition_log::{FLUSH_FROM_BYTES, Log, PartitionLog};
+use crate::partition_log::{DamageChanges, FLUSH_FROM_BYTES, Log, PartitionLog};
 use crate::poison::{Failed, Poison};
 use crate::recovery;
 use crate::scrub::{Scrub, Stop};
@@ -194,7 +194,13 @@ impl Storage {
     /// its peers.
     pub fn damaged(&self) -> Vec<Damage> {
         let logs = self.owner.logs.all().into_iter();
-        logs.filter_map(|log| log.lock().damage.clone()).collect()
+        logs.filter_map(|log| log.lock().damage().cloned())
+            .collect()
+    }
+
+    /// Tells when damage is found, or is gone.
+    pub fn damage_changes(&self) -> DamageChanges {
+        DamageChanges::new(self.owner.core.damage.clone())
     }
 
     /// For metrics.
@@ -262,6 +268,7 @@ impl Owner {
             poison: poison.clone(),
             space: SpaceWatch::new(disk.clone(), dir, config.reserve_bytes),
             counters: Counters::default(),
+            damage: Arc::default(),
             has_announced_files: AtomicBool::new(false),
             segment_bytes: config.segment_bytes,
         });
@@ -271,6 +278,9 @@ impl Owner {
             .map(|(group, state)| (group, Arc::new(Log::recovered(core.clone(), group, state))))
             .collect();
         logs.values().for_each(|log| account(&core, log));
+        if logs.values().any(|log| log.lock().damage().is_some()) {
+            core.damage.tell();
+        }
 
         let mut writer = WalWriter::new(
             wal_files.clone(),

@@ -15,10 +15,8 @@
 mod keys;
 mod plan;
 pub mod records;
-mod replacement;
 mod rewrite;
 mod run;
 
 pub use plan::{CompactionDue, CompactionReason, CompactionSettings};
-pub use replacement::Replacement;
 pub use run::{CompactionReport, CompactionRequest};

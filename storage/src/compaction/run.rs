@@ -15,11 +15,10 @@ use chronik_types::record_batch::BatchHeader;
 use super::keys::Learned;
 use super::plan::CompactionSettings;
 use super::records::Filtered;
-use super::replacement::Replacement;
 use super::rewrite::{Retention, Writer};
 use crate::counters::Counters;
 use crate::error::StorageError;
-use crate::partition_log::{Log, PartitionLog};
+use crate::partition_log::{Log, Origin, PartitionLog, Replacement};
 use crate::segment::Segment;
 use crate::segment::sidecar::Slot;
 use crate::segment::verify::Pace;
@@ -204,8 +203,9 @@ impl Run<'_> {
             self.log.clone(),
             Replacement {
                 old: Vec::new(),
-                new: None,
+                new: Vec::new(),
                 cleaned_offset: learned.end,
+                origin: Origin::Compaction,
             },
         )?;
         Ok(ControlFlow::Continue(()))
@@ -261,8 +261,9 @@ impl Run<'_> {
         self.report.written_bytes += group.finish()?;
         let replacement = Replacement {
             old: group.old.clone(),
-            new: Some(group.segment),
+            new: vec![group.segment],
             cleaned_offset: Offset::ZERO,
+            origin: Origin::Compaction,
         };
         let replaced = self.log.core.signals.replace(self.log.clone(), replacement);
         match &replaced {

@@ -1,9 +1,13 @@
 //! Moves entries of one log from memory to its segments, and drops copies that memory has no room for.
 
+use std::io::ErrorKind;
 use std::panic::resume_unwind;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
+
+use chronik_types::id::RaftGroupId;
 
 use super::Flusher;
 use crate::clock::now_ms;
@@ -86,12 +90,49 @@ impl Flusher {
         };
         self.announce_files()?;
         let entries = entries_from(log, next);
-        for entry in &entries {
-            appender.append(entry)?;
-        }
-        let segments = appender.finish()?;
+        let appended = entries
+            .iter()
+            .try_for_each(|entry| appender.append(entry))
+            .and_then(|()| appender.finish());
+        let segments = match appended {
+            Ok(segments) => segments,
+            Err(error) if self.seal_if_missing(log, &error) => return Ok(true),
+            Err(error) => return Err(error),
+        };
         self.publish(log, segments, active_at, next + entries.len() as u64);
         Ok(true)
+    }
+
+    /// Somebody has removed a file of the segment that is written: nothing may be written behind the
+    /// hole, so a new one is begun. One without records is gone on with, hole and all, since the next
+    /// would have its name. False: it is another error.
+    fn seal_if_missing(&self, log: &Log, error: &StorageError) -> bool {
+        let StorageError::Io { file, source, .. } = error else {
+            return false;
+        };
+        let mut state = log.lock();
+        let active = state.segments.last().copied();
+        let Some(active) = active.filter(|last| !last.is_sealed) else {
+            return false;
+        };
+        let mut kinds = FileKind::ALL.into_iter();
+        let kind = kinds.find(|kind| self.core.files.path(log.group, active.id(), *kind) == *file);
+        let Some(kind) = kind.filter(|_| source.kind() == ErrorKind::NotFound) else {
+            return false;
+        };
+        if let Some(last) = state.segments.last_mut() {
+            last.is_sealed = active.log_bytes > 0;
+        }
+        state.has_new_files |= active.log_bytes == 0;
+        drop(state);
+        if active.log_bytes == 0 {
+            let made = self.core.files.open(log.group, active.id(), kind, true);
+            if made.is_err() {
+                return false;
+            }
+        }
+        self.found_missing(log.group, active.id(), kind, file);
+        true
     }
 
     fn publish(&self, log: &Arc<Log>, segments: Vec<Segment>, active_at: usize, next: u64) {
@@ -157,11 +198,17 @@ impl Flusher {
             dirs.push(self.core.files.partitions().clone());
         }
         in_parallel(threads_max, &files, &|(group, id, kind)| {
-            let file = self.core.files.open(*group, *id, *kind, false);
-            file.and_then(|file| file.sync_data()).map_err(|e| {
-                let path = self.core.files.path(*group, *id, *kind);
-                StorageError::io(CANNOT_SYNC, &path, e)
-            })
+            let path = self.core.files.path(*group, *id, *kind);
+            let file = match self.core.files.open(*group, *id, *kind, false) {
+                // Somebody has removed it: this log is damaged, the others are not.
+                Err(error) if error.kind() == ErrorKind::NotFound => {
+                    self.found_missing(*group, *id, *kind, &path);
+                    return Ok(());
+                }
+                file => file,
+            };
+            file.and_then(|file| file.sync_data())
+                .map_err(|e| StorageError::io(CANNOT_SYNC, &path, e))
         })?;
         in_parallel(threads_max, &dirs, &|dir| {
             self.disk
@@ -174,6 +221,17 @@ impl Flusher {
             state.has_new_files = false;
         }
         Ok(())
+    }
+
+    fn found_missing(&self, group: RaftGroupId, id: SegmentId, kind: FileKind, path: &Path) {
+        // Lookups can do without an index.
+        let is_index = matches!(kind, FileKind::OffsetIndex | FileKind::TimeIndex);
+        if let Some(log) = self.logs.get(group).filter(|_| !is_index) {
+            let error = StorageError::corrupt(path, 0, "the file is missing");
+            if log.lock().note_damage(group, id, &error) {
+                self.core.damage.tell();
+            }
+        }
     }
 
     /// Flushes until memory is within its bounds. Only the flusher can make room when dropping

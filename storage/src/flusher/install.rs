@@ -30,7 +30,11 @@ impl Flusher {
             self.release_memory(&mut state);
             let old: Vec<SegmentId> = state.segments.iter().map(|s| s.id()).collect();
             let new = content.into_state(state.segment_bytes);
+            let was_damaged = state.damage().is_some();
             state.replace_content(new);
+            if was_damaged {
+                self.core.damage.tell();
+            }
             // The record is queued under the lock: appends to the new log come after it.
             (self.push(Record::install(log.group, &body), false), old)
         };

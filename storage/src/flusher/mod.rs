@@ -21,12 +21,11 @@ use std::time::Duration;
 use chronik_types::id::RaftGroupId;
 use uuid::Uuid;
 
-use crate::compaction::Replacement;
 use crate::core::{Core, Logs};
 use crate::counters::Counters;
 use crate::disk::Disk;
 use crate::error::StorageError;
-use crate::partition_log::Log;
+use crate::partition_log::{Log, Replacement};
 use crate::sync::{lock, wait, wait_at_most};
 use crate::transfer::InstallRequest;
 use crate::wal::WalFiles;
@@ -294,7 +293,7 @@ impl Flusher {
             Work::FlushNow(log, reply) => (self.flush(&log), Some(reply)),
             Work::Install(request, reply) => (self.install(*request), Some(reply)),
             Work::Replace(log, replacement, reply) => {
-                (self.replace(&log, &replacement), Some(reply))
+                (self.replace(&log, *replacement), Some(reply))
             }
             Work::RecycleWal => (self.recycle_if_due(), None),
             Work::FreeMemory => (self.free_memory(), None),

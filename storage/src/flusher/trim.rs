@@ -24,6 +24,9 @@ impl Flusher {
             // So that the next checkpoint makes it durable that the names are gone.
             state.has_new_files |= !gone.is_empty();
             gone.retain(|segment| state.doom(segment.id()));
+            if state.forget_damage() {
+                self.core.damage.tell();
+            }
             gone
         };
         for segment in gone {

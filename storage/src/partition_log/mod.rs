@@ -3,15 +3,18 @@
 //! Invariant: what changes a log is queued for the WAL while the log is locked, so the WAL has the
 //! operations of one log in the order in which they took effect in memory.
 
-mod damage;
+pub mod damage;
 mod pins;
 mod read;
+mod replacement;
 pub mod replay;
 mod segments;
 pub mod state;
 pub mod trim;
 mod write;
 
+pub use damage::DamageChanges;
+pub use replacement::{Origin, Replacement};
 pub use segments::{SegmentInfo, SegmentState};
 
 use std::ops::Range;
@@ -161,10 +164,14 @@ impl PartitionLog {
         has_any.then(|| state.durable_next - 1)
     }
 
-    /// What was found to be damaged on disk first; gone when the content is replaced. The rest of the
-    /// log goes on being served.
+    /// What was found to be damaged on disk first; gone when its segment is replaced or deleted. The
+    /// rest of the log goes on being served.
     pub fn damage(&self) -> Option<Damage> {
-        self.log.lock().damage.clone()
+        self.log.lock().damage().cloned()
+    }
+
+    pub fn is_damaged(&self) -> bool {
+        self.log.lock().damage().is_some()
     }
 
     /// The last entry that is hidden from Raft.

@@ -133,7 +133,11 @@ impl Log {
         if !state.segments.iter().any(|s| s.id() == segment.id()) {
             return Ok(None);
         }
-        state.note_damage(self.group, &error);
+        let is_new = state.note_damage(self.group, segment.id(), &error);
+        drop(state);
+        if is_new {
+            self.core.damage.tell();
+        }
         Err(error)
     }
 

@@ -6,11 +6,11 @@
 use bytes::Bytes;
 use chronik_types::offset::Offset;
 
+use super::replacement::Replacement;
 use super::state::{LogState, ReplicaState, TailEntry};
 use super::write::check_batches;
 use crate::checkpoint::GroupCheckpoint;
 use crate::clock::now_ms;
-use crate::compaction::Replacement;
 use crate::entry::{LogEntry, Payload, Purged};
 use crate::memory::Memory;
 use crate::segment::Segment;

@@ -16,9 +16,9 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use chronik_types::offset::Offset;
 
+use super::damage::DamagedSegment;
 use super::pins::Pins;
 use crate::entry::{LogEntry, Purged, TermStart};
-use crate::error::Damage;
 use crate::memory::size_of;
 use crate::segment::Segment;
 
@@ -88,8 +88,8 @@ pub struct LogState {
     pub unflushed_since_ms: i64,
     pub appended_ms: i64,
     pub pins: Pins,
-    /// The first that was found.
-    pub damage: Option<Damage>,
+    /// In the order in which they were found.
+    pub damaged: Vec<DamagedSegment>,
     pub is_deleted: bool,
     /// One compaction runs.
     pub is_compacting: bool,

@@ -84,6 +84,62 @@ impl PartitionLog {
         export.cut()?;
         Ok(export)
     }
+
+    /// The log's files up to entry `upto_index`, which is committed and durable here, whether it is
+    /// purged or not: for another replica that rebuilds damaged ones, and needs no state with them.
+    /// Moves the entries to segments first. Waits for the disk.
+    pub fn export_files(&self, upto_index: u64) -> Result<Export, StorageError> {
+        let log = &self.log;
+        log.core.poison.check()?;
+        if log.lock().flushed_next <= upto_index {
+            log.core.signals.flush_now(log.clone())?;
+        }
+        let mut export = {
+            let mut state = log.lock();
+            log.check_usable(&state)?;
+            if upto_index >= state.flushed_next {
+                return Err(log.index_out_of_range(&state, upto_index));
+            }
+            let refused = |why| StorageError::NotRebuilt {
+                group: log.group,
+                why,
+            };
+            let wanted = |segment: &&Segment| {
+                segment.first_index <= upto_index && segment.next_offset > state.log_start
+            };
+            let segments: Vec<Segment> = state.segments.iter().filter(wanted).copied().collect();
+            let last = segments
+                .last()
+                .ok_or_else(|| refused("nothing is left of it"))?;
+            if last.is_compacted && last.next_index > upto_index + 1 {
+                return Err(refused("its last segment was compacted and cannot be cut"));
+            }
+            let known = |start: &&crate::TermStart| start.first_index <= upto_index;
+            let manifest = LogManifest {
+                log_start_offset: state.log_start,
+                next_offset: last.next_offset,
+                last_index: upto_index,
+                last_term: state.stored_term_at(upto_index),
+                term_starts: state.term_starts.iter().filter(known).copied().collect(),
+                cleaned_offset: state.cleaned_offset,
+                segments: Vec::new(),
+            };
+            segments.iter().for_each(|segment| state.pin(segment.id()));
+            Export {
+                log: log.clone(),
+                segments,
+                manifest,
+            }
+        };
+        export.cut()?;
+        let manifest = &mut export.manifest;
+        if let Some(last) = manifest.segments.last() {
+            manifest.next_offset = last.next_offset;
+        }
+        manifest.log_start_offset = manifest.log_start_offset.min(manifest.next_offset);
+        manifest.cleaned_offset = manifest.cleaned_offset.min(manifest.next_offset);
+        Ok(export)
+    }
 }
 
 impl Export {

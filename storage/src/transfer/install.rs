@@ -60,7 +60,13 @@ impl Storage {
         manifest: LogManifest,
     ) -> Result<Installer, StorageError> {
         manifest.check()?;
-        let log = self.open_log(group)?.log;
+        Installer::new(self.open_log(group)?.log, manifest)
+    }
+}
+
+impl Installer {
+    /// For a manifest that was checked.
+    pub(super) fn new(log: Arc<Log>, manifest: LogManifest) -> Result<Installer, StorageError> {
         log.core.announce_files()?;
         let generation = {
             let mut state = log.lock();
@@ -68,7 +74,7 @@ impl Storage {
             state.next_generation = generation.saturating_add(1);
             generation
         };
-        let dir = dir_of(log.core.files.partitions(), group);
+        let dir = dir_of(log.core.files.partitions(), log.group);
         let disk = log.core.files.disk();
         disk.create_dir_all(&dir)
             .map_err(|e| StorageError::io("cannot make", &dir, e))?;
@@ -81,9 +87,7 @@ impl Storage {
             is_committed: false,
         })
     }
-}
 
-impl Installer {
     pub fn manifest(&self) -> &LogManifest {
         &self.manifest
     }
@@ -168,6 +172,19 @@ impl Installer {
                 max_bytes: STATE_MAX_BYTES,
             });
         }
+        let segments = self.finish()?;
+        let content = self.content(segments, replica_state);
+        self.commit_by(|log| {
+            let request = InstallRequest {
+                log: log.clone(),
+                content,
+            };
+            log.core.signals.install(request)
+        })
+    }
+
+    /// Checks what was not checked yet, and makes the names durable too. Gives the segments.
+    pub(super) fn finish(&mut self) -> Result<Vec<Segment>, StorageError> {
         (0..self.parts.len()).try_for_each(|segment| self.check_segment(segment))?;
         let files = &self.log.core.files;
         let dir = dir_of(files.partitions(), self.log.group);
@@ -175,26 +192,32 @@ impl Installer {
             let synced = files.disk().sync_dir(dir);
             synced.map_err(|e| self.log.core.sync_failed(dir, e))?;
         }
-        let content = self.content(replica_state);
-        let log = self.log.clone();
+        let checked = self.parts.iter().filter_map(|part| lock(part).checked);
+        Ok(checked.collect())
+    }
+
+    /// Has a record written that names the files.
+    pub(super) fn commit_by(
+        mut self,
+        write: impl FnOnce(&Arc<Log>) -> Result<(), StorageError>,
+    ) -> Result<(), StorageError> {
         // What the record says is true from now on, whether its answer comes or not: a start will
         // find out, and must not miss the files.
         self.is_committed = true;
-        let request = InstallRequest {
-            log: log.clone(),
-            content,
-        };
-        let installed = log.core.signals.install(request);
-        if let Err(StorageError::Deleted(_)) = installed {
-            self.is_committed = false;
+        let written = write(&self.log);
+        match &written {
+            // Nothing was written.
+            Err(StorageError::Superseded | StorageError::Deleted(_)) => self.is_committed = false,
+            Err(error) if error.is_out_of_room() => self.is_committed = false,
+            _ => {}
         }
-        installed
+        written
     }
 
-    fn content(&self, replica_state: Bytes) -> GroupCheckpoint {
-        let parts = self.parts.iter().filter_map(|part| lock(part).checked);
+    fn content(&self, segments: Vec<Segment>, replica_state: Bytes) -> GroupCheckpoint {
         // One without records says nothing that is not said elsewhere, and has no files.
-        let segments: Vec<Segment> = parts.filter(|s| s.base_offset < s.next_offset).collect();
+        let has_records = |segment: &Segment| segment.base_offset < segment.next_offset;
+        let segments: Vec<Segment> = segments.into_iter().filter(has_records).collect();
         let manifest = &self.manifest;
         let next_index = manifest.last_index + 1;
         GroupCheckpoint {

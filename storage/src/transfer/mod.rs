@@ -6,7 +6,9 @@
 mod export;
 mod install;
 mod manifest;
+mod rebuild;
 
 pub use export::Export;
 pub use install::{InstallRequest, Installer};
 pub use manifest::{LogManifest, ManifestSegment, SegmentFile};
+pub use rebuild::Rebuild;
