@@ -25,6 +25,7 @@ use crate::replica::test_batches;
 use crate::replicas::WeakReplicas;
 
 mod cut_off_test;
+mod rebuild_test;
 
 use cut_off_test::Ways;
 

@@ -31,6 +31,8 @@ pub struct StorageSettings {
     pub reserve_bytes: Option<u64>,
     /// How fast sealed segments are looked through for damage; 0: not at all.
     pub scrub_bytes_per_second: u64,
+    /// How often all of them are, if that is fast enough.
+    pub scrub_interval_ms: u64,
 }
 
 impl Default for StorageSettings {
@@ -40,6 +42,7 @@ impl Default for StorageSettings {
             memory_max_bytes: 256 * 1024 * 1024,
             reserve_bytes: None,
             scrub_bytes_per_second: 1024 * 1024,
+            scrub_interval_ms: 24 * 60 * 60 * 1000,
         }
     }
 }
@@ -274,6 +277,9 @@ impl Config {
         if self.storage.memory_max_bytes < 1024 * 1024 {
             return Err("storage.memory-max-bytes must be at least 1048576".to_owned());
         }
+        if self.storage.scrub_interval_ms == 0 {
+            return Err("storage.scrub-interval-ms must be above 0".to_owned());
+        }
         self.replication.validate()?;
         self.log.validate()?;
         self.consumer_groups
@@ -365,6 +371,7 @@ CHRONIK_BROKER_STORAGE__MEMORY_MAX_BYTES. Flags win over the environment, and th
                             twentieth of the disk, 1 to 4 GiB, at most a tenth]
   scrub-bytes-per-second    how fast sealed segments are looked through for damage; 0: not at all
                             [1048576]
+  scrub-interval-ms         how often all of them are looked through [86400000]
 
   [replication]
   ping-interval-ms          between two pings of a peer [250]

@@ -20,7 +20,7 @@ use chronik_types::epoch::{LeaderEpoch, PartitionEpoch};
 use chronik_types::id::{BrokerId, PartitionIndex, RaftGroupId, ReplicaId, TopicId};
 
 pub use driver::{DriverOptions, run as run_driver};
-pub use hand_over::{Successors, hand_over_all};
+pub use hand_over::{Successors, hand_over_all, hand_over_to, is_caught_up};
 pub use progress::{FollowerState, Followers};
 pub use reporter::{ReporterOptions, run as run_reporter};
 
@@ -116,6 +116,8 @@ pub struct GroupView<'a> {
     pub voted_for: ReplicaId,
     /// It has campaigned since it last knew a living leader.
     pub attempts: u32,
+    /// Its log cannot be read everywhere: any other replica is a better leader.
+    pub is_damaged: bool,
 }
 
 /// What this broker knows of the others.
@@ -245,6 +247,8 @@ pub fn campaign_delay(
         return None;
     }
     let rank = rank(view, world, status)?;
+    let last = u32::try_from(view.replicas.len()).unwrap_or(u32::MAX);
+    let rank = if view.is_damaged { last } else { rank };
     if view.attempts > 0 {
         let doubled = timing
             .retry_min
@@ -258,7 +262,11 @@ pub fn campaign_delay(
     }
     // It led before its process was restarted: the others still believe in it, and wait.
     let led_last = status == LeaderStatus::None && view.term > 0 && view.voted_for == view.me;
-    let rank = if led_last { 0 } else { rank };
+    let rank = if led_last && !view.is_damaged {
+        0
+    } else {
+        rank
+    };
     let stagger = timing.stagger.saturating_add(timing.extra);
     Some(base.saturating_add(stagger * rank))
 }
@@ -313,6 +321,7 @@ mod tests {
         heard: Option<HeardLeader>,
         fenced: BTreeSet<BrokerId>,
         attempts: u32,
+        is_damaged: bool,
     }
 
     impl Case {
@@ -326,6 +335,7 @@ mod tests {
                 heard,
                 fenced,
                 attempts: 0,
+                is_damaged: false,
             }
         }
 
@@ -339,6 +349,7 @@ mod tests {
                 term: 5,
                 voted_for: replica(self.leader.unwrap_or(9)),
                 attempts: self.attempts,
+                is_damaged: self.is_damaged,
             };
             let world = World {
                 links: &self.links,
@@ -378,6 +389,29 @@ mod tests {
         );
         let alone = Case::new(2, Some(1), &[(1, Refused), (3, Refused)]);
         assert_eq!(alone.decide(), (LeaderStatus::Dead, None));
+    }
+
+    #[test]
+    fn a_damaged_replica_leads_only_if_nobody_else_does() {
+        let up = [(1, Up), (2, Up), (3, Up)];
+        let damaged = Case {
+            is_damaged: true,
+            ..Case::new(1, None, &up)
+        };
+        assert_eq!(damaged.decide().1, Some(450 * MS));
+        let again = Case {
+            attempts: 1,
+            ..damaged
+        };
+        assert!(
+            again.decide().1
+                > Case {
+                    is_damaged: false,
+                    ..again
+                }
+                .decide()
+                .1
+        );
     }
 
     #[test]
@@ -488,6 +522,7 @@ mod tests {
             term: 5,
             voted_for: replica(3),
             attempts: 0,
+            is_damaged: false,
         };
         let world = World {
             links: &links,

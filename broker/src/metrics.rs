@@ -21,6 +21,9 @@ pub const PEERS_CONNECTED: &str = "chronik_broker_peers_connected";
 pub const COPIED_BYTES: &str = "chronik_broker_copied_bytes";
 pub const COPIES_INSTALLED: &str = "chronik_broker_copies_installed";
 pub const COPIES_FAILED: &str = "chronik_broker_copies_failed";
+pub const LOGS_DAMAGED: &str = "chronik_broker_logs_damaged";
+pub const REBUILDS: &str = "chronik_broker_rebuilds";
+pub const REBUILDS_FAILED: &str = "chronik_broker_rebuilds_failed";
 pub const RETENTION_RUNS: &str = "chronik_broker_retention_runs";
 pub const COMPACTIONS: &str = "chronik_broker_compactions";
 pub const REGISTERED: &str = "chronik_broker_registered";
@@ -55,6 +58,12 @@ pub struct BrokerMetrics {
     pub copies_installed: Counter,
     /// Copies that were broken off.
     pub copies_failed: Counter,
+    /// Logs with files that cannot be read as they were written.
+    pub logs_damaged: Gauge,
+    /// Logs whose damaged files were taken anew from another replica.
+    pub rebuilds: Counter,
+    /// Rebuilds that did not come about, and are tried again.
+    pub rebuilds_failed: Counter,
     /// Log starts that were raised by retention.
     pub retention_runs: Counter,
     /// Compactions of logs that were done.
@@ -83,6 +92,9 @@ impl BrokerMetrics {
             copied_bytes: Counter::default(),
             copies_installed: Counter::default(),
             copies_failed: Counter::default(),
+            logs_damaged: Gauge::default(),
+            rebuilds: Counter::default(),
+            rebuilds_failed: Counter::default(),
             retention_runs: Counter::default(),
             compactions: Counter::default(),
             registered: Gauge::default(),
@@ -110,6 +122,11 @@ impl BrokerMetrics {
                 PARTITIONS_LED,
                 "Partitions that this broker leads",
                 &m.partitions_led,
+            ),
+            (
+                LOGS_DAMAGED,
+                "Logs with files that cannot be read as they were written",
+                &m.logs_damaged,
             ),
             (
                 PEERS_CONNECTED,
@@ -162,6 +179,16 @@ impl BrokerMetrics {
                 &m.copies_failed,
             ),
             (
+                REBUILDS,
+                "Logs whose damaged files were taken anew from another replica",
+                &m.rebuilds,
+            ),
+            (
+                REBUILDS_FAILED,
+                "Rebuilds that failed and are tried again",
+                &m.rebuilds_failed,
+            ),
+            (
                 RETENTION_RUNS,
                 "Log starts that were raised by retention",
                 &m.retention_runs,
@@ -206,6 +233,9 @@ mod tests {
             COPIED_BYTES,
             COPIES_INSTALLED,
             COPIES_FAILED,
+            LOGS_DAMAGED,
+            REBUILDS,
+            REBUILDS_FAILED,
             RETENTION_RUNS,
             COMPACTIONS,
             REGISTERED,

@@ -484,6 +484,7 @@ async fn open_storage(config: &Config) -> anyhow::Result<Storage> {
         memory_max_bytes: config.storage.memory_max_bytes,
         reserve_bytes: config.storage.reserve_bytes,
         scrub_bytes_per_second: config.storage.scrub_bytes_per_second,
+        scrub_interval: Duration::from_millis(config.storage.scrub_interval_ms),
         ..StorageConfig::default()
     };
     let opened = tokio::task::spawn_blocking(move || {

@@ -54,6 +54,8 @@ impl Shared {
 pub enum FetchError {
     #[error("the replica does not run here any more")]
     NoReplica,
+    #[error("there is no other replica in sync")]
+    NoPeer,
     #[error(transparent)]
     Source(#[from] SourceError),
     #[error(transparent)]
@@ -90,24 +92,15 @@ pub async fn run(shared: Arc<Shared>, behind: watch::Receiver<Behind>) -> Result
     let total_bytes = manifest.total_bytes();
     let storage = shared.storage.clone();
     let installer = blocking(move || storage.install(group, manifest)).await??;
-    let copy = Arc::new(Copy {
+    let copy = Copy {
         shared: shared.clone(),
         installer: Arc::new(installer),
         segments,
         own,
         leader,
         others,
-    });
-    futures::stream::iter(0..copy.segments.len())
-        .map(|segment| {
-            let copy = copy.clone();
-            async move { copy.fetch(segment).await }
-        })
-        .buffer_unordered(SEGMENTS_PARALLEL)
-        .try_collect::<Vec<()>>()
-        .await?;
-    let copy = Arc::into_inner(copy).ok_or(FetchError::Cancelled)?;
-    let installer = Arc::into_inner(copy.installer).ok_or(FetchError::Cancelled)?;
+    };
+    let installer = copy.fetch_all().await?;
     let fetched = Fetched::new(installer, &description.state, index)?;
     let vote = behind.borrow().vote;
     replica.install_copy(vote, fetched).await?;
@@ -155,7 +148,7 @@ async fn own_files(replica: &Replica) -> Option<Arc<Export>> {
     export.await.ok().flatten().map(Arc::new)
 }
 
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, FetchError> {
     tokio::task::spawn_blocking(work)
@@ -163,7 +156,8 @@ async fn blocking<T: Send + 'static>(
         .map_err(|_| FetchError::Cancelled)
 }
 
-struct Copy {
+/// Segments on their way.
+pub(super) struct Copy {
     shared: Arc<Shared>,
     installer: Arc<Installer>,
     segments: Vec<ManifestSegment>,
@@ -173,6 +167,33 @@ struct Copy {
 }
 
 impl Copy {
+    /// All from one replica.
+    pub(super) fn of_files(shared: Arc<Shared>, installer: Installer, source: Source) -> Copy {
+        Copy {
+            shared,
+            segments: installer.manifest().segments.clone(),
+            installer: Arc::new(installer),
+            own: None,
+            leader: source,
+            others: Vec::new(),
+        }
+    }
+
+    /// Brings all segments here; gives the installer back when each is checked.
+    pub(super) async fn fetch_all(self) -> Result<Installer, FetchError> {
+        let copy = Arc::new(self);
+        futures::stream::iter(0..copy.segments.len())
+            .map(|segment| {
+                let copy = copy.clone();
+                async move { copy.fetch(segment).await }
+            })
+            .buffer_unordered(SEGMENTS_PARALLEL)
+            .try_collect::<Vec<()>>()
+            .await?;
+        let copy = Arc::into_inner(copy).ok_or(FetchError::Cancelled)?;
+        Arc::into_inner(copy.installer).ok_or(FetchError::Cancelled)
+    }
+
     /// Brings one segment here and checks it.
     async fn fetch(&self, segment: usize) -> Result<(), FetchError> {
         let mut use_own = true;

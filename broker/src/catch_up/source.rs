@@ -52,6 +52,8 @@ pub struct Description {
     pub manifest: LogManifest,
     /// The replica's state as of the last entry.
     pub state: bytes::Bytes,
+    /// The other replica has damaged files itself.
+    pub is_damaged: bool,
 }
 
 /// A connection of its own, so that bulk never stands before Raft's messages.
@@ -60,6 +62,8 @@ pub struct Source {
     pub broker: BrokerId,
     group: RaftGroupId,
     client: SegmentsClient<Channel>,
+    /// Only files are wanted.
+    rebuild: Option<v1::RebuildFor>,
 }
 
 impl Source {
@@ -84,7 +88,14 @@ impl Source {
             broker,
             group,
             client,
+            rebuild: None,
         })
+    }
+
+    /// The same, for files instead of the whole log with its state.
+    pub fn rebuilding(self, rebuild: v1::RebuildFor) -> Source {
+        let rebuild = Some(rebuild);
+        Source { rebuild, ..self }
     }
 
     pub fn group(&self) -> RaftGroupId {
@@ -113,6 +124,7 @@ impl Source {
     pub async fn describe(&self) -> Result<Description, SourceError> {
         let request = v1::DescribeCopyRequest {
             raft_group_id: self.group.0,
+            rebuild: self.rebuild,
         };
         let mut client = self.client.clone();
         let described = timeout(DESCRIBE_TIMEOUT, client.describe(request))
@@ -132,6 +144,7 @@ impl Source {
             last_log_id: codec::log_id(last.term, last.index),
             manifest,
             state: described.state,
+            is_damaged: described.is_damaged,
         })
     }
 
@@ -155,6 +168,7 @@ impl Source {
                 SegmentFile::Sidecar => v1::read_copy_request::File::Sidecar.into(),
             },
             position,
+            rebuild: self.rebuild,
         };
         let mut client = self.client.clone();
         let stream = timeout(DESCRIBE_TIMEOUT, client.read(request))

@@ -553,6 +553,7 @@ impl Driver {
             term: vote.term,
             voted_for: vote.voted_for,
             attempts: group.attempts,
+            is_damaged: group.replica.log().is_damaged(),
         };
         let heard = self.options.peers.heard().leader(id);
         let world = World {
@@ -774,7 +775,9 @@ impl Driver {
                 continue;
             }
             let is_up = self.links.status(wanted).is_up() && !self.fenced.contains(&wanted);
-            if count == HAND_BACKS_MAX || !is_up || !is_caught_up(&group.replica, successor) {
+            let is_sound = !group.replica.is_rebuilding(wanted);
+            let is_ready = is_up && is_sound && is_caught_up(&group.replica, successor);
+            if count == HAND_BACKS_MAX || !is_ready {
                 self.next_hand_back = Some(now + HAND_BACK_INTERVAL);
                 continue;
             }

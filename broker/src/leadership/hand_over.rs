@@ -104,8 +104,8 @@ pub struct Successors {
 }
 
 impl Successors {
-    /// Followers to hand over to: connected and not stopping themselves; in-sync ones first, and of
-    /// those the furthest.
+    /// Followers to hand over to: connected and not stopping themselves; in-sync ones first, of
+    /// those the sound ones, and of those the furthest.
     fn of(&self, replica: &Replica, isr: &[BrokerId]) -> Vec<ReplicaId> {
         let Some(progress) = replica.progress() else {
             return Vec::new();
@@ -125,7 +125,8 @@ impl Successors {
         });
         followers.sort_by_key(|follower| {
             let in_sync = isr.contains(&follower.replica.broker_id);
-            Reverse((in_sync, follower.matched))
+            let is_sound = !replica.is_rebuilding(follower.replica.broker_id);
+            Reverse((in_sync, is_sound, follower.matched))
         });
         followers
             .into_iter()

@@ -24,6 +24,7 @@ mod proposer;
 pub mod purge;
 mod queue;
 pub mod read;
+mod rebuild;
 pub mod state_machine;
 
 #[cfg(test)]

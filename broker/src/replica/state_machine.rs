@@ -30,6 +30,7 @@ use super::raft_config::{
     AppendResult, Batches, Control, Entry, EntryData, LogId, PartitionSnapshot, SnapshotMeta,
     StoredMembership, TypeConfig,
 };
+use super::rebuild::Rebuilding;
 use super::traces::Traces;
 use super::watermark::Watermark;
 
@@ -57,6 +58,7 @@ pub struct ReplicaState {
     pub marks: PurgeMarks,
     /// Copies of the log that are being given to other replicas, or taken from one.
     pub copies: Copies,
+    pub rebuilding: Rebuilding,
 }
 
 impl ReplicaState {
@@ -75,6 +77,7 @@ impl ReplicaState {
             traces: Arc::default(),
             marks: PurgeMarks::new(log.group_id(), upkeep),
             copies: Copies::default(),
+            rebuilding: Rebuilding::default(),
             log,
             applied: Mutex::new(Applied::default()),
         };

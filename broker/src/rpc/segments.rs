@@ -7,12 +7,13 @@ use std::sync::Arc;
 
 use chronik_proto::v1;
 use chronik_proto::v1::segments_server::Segments;
-use chronik_storage::{ManifestSegment, SegmentFile};
-use chronik_types::id::RaftGroupId;
+use chronik_storage::{Export, ManifestSegment, SegmentFile};
+use chronik_types::id::{BrokerId, RaftGroupId};
 use futures::Stream;
 use futures::stream::{BoxStream, try_unfold};
 use tonic::{Request, Response, Status};
 
+use crate::replica::Replica;
 use crate::replica::copy::{Offer, parts};
 use crate::replicas::Replicas;
 
@@ -24,18 +25,55 @@ pub struct SegmentsService {
     replicas: Replicas,
 }
 
+/// What another replica reads.
+#[derive(Clone)]
+enum Given {
+    /// All of the log; it stays for a while.
+    Copy(Arc<Offer>),
+    /// Files for a rebuild; made anew for every call.
+    Files(Arc<Export>, Arc<Replica>, BrokerId),
+}
+
+impl Given {
+    fn export(&self) -> &Export {
+        match self {
+            Given::Copy(offer) => &offer.export,
+            Given::Files(export, _, _) => export,
+        }
+    }
+
+    fn touch(&self) {
+        match self {
+            Given::Copy(offer) => offer.touch(),
+            Given::Files(_, replica, broker) => replica.note_rebuilding(*broker),
+        }
+    }
+}
+
 impl SegmentsService {
     pub fn new(replicas: Replicas) -> SegmentsService {
         SegmentsService { replicas }
     }
 
-    async fn offer(&self, raft_group_id: u64) -> Result<Arc<Offer>, Status> {
-        let replica = self
-            .replicas
+    fn replica(&self, raft_group_id: u64) -> Result<Arc<Replica>, Status> {
+        self.replicas
             .get(RaftGroupId(raft_group_id))
-            .ok_or_else(|| Status::not_found("this broker has no replica of the partition"))?;
-        let offer = replica.offer_copy().await;
-        offer.map_err(|error| Status::unavailable(error.to_string()))
+            .ok_or_else(|| Status::not_found("this broker has no replica of the partition"))
+    }
+
+    async fn given(
+        replica: &Arc<Replica>,
+        rebuild: Option<v1::RebuildFor>,
+    ) -> Result<Given, Status> {
+        let given = match rebuild {
+            None => replica.offer_copy().await.map(Given::Copy),
+            Some(rebuild) => {
+                let broker = BrokerId(rebuild.broker_id);
+                let files = replica.files_for(broker, rebuild.upto_index).await;
+                files.map(|files| Given::Files(Arc::new(files), replica.clone(), broker))
+            }
+        };
+        given.map_err(|error| Status::unavailable(error.to_string()))
     }
 }
 
@@ -47,12 +85,22 @@ impl Segments for SegmentsService {
         &self,
         request: Request<v1::DescribeCopyRequest>,
     ) -> Result<Response<v1::CopyDescription>, Status> {
-        let offer = self.offer(request.into_inner().raft_group_id).await?;
-        let (term, index) = parts(&offer.last_log_id);
+        let request = request.into_inner();
+        let replica = self.replica(request.raft_group_id)?;
+        let given = Self::given(&replica, request.rebuild).await?;
+        let manifest = given.export().manifest();
+        let ((term, index), state) = match &given {
+            Given::Copy(offer) => (parts(&offer.last_log_id), offer.state.clone()),
+            Given::Files(..) => {
+                let last = (manifest.last_term, manifest.last_index);
+                (last, bytes::Bytes::new())
+            }
+        };
         Ok(Response::new(v1::CopyDescription {
             last_log_id: Some(v1::RaftLogId { term, index }),
-            manifest: offer.export.manifest().encode(),
-            state: offer.state.clone(),
+            manifest: manifest.encode(),
+            state,
+            is_damaged: replica.log().is_damaged(),
         }))
     }
 
@@ -65,14 +113,15 @@ impl Segments for SegmentsService {
             v1::read_copy_request::File::Log => SegmentFile::Log,
             v1::read_copy_request::File::Sidecar => SegmentFile::Sidecar,
         };
-        let offer = self.offer(request.raft_group_id).await?;
-        let segments = &offer.export.manifest().segments;
+        let replica = self.replica(request.raft_group_id)?;
+        let given = Self::given(&replica, request.rebuild).await?;
+        let segments = &given.export().manifest().segments;
         let segment = segments
             .iter()
             .position(|segment| is_asked(segment, &request))
             .ok_or_else(|| Status::failed_precondition("there is no such segment here"))?;
         Ok(Response::new(Box::pin(chunks(
-            offer,
+            given,
             segment,
             file,
             request.position,
@@ -91,17 +140,17 @@ fn is_asked(segment: &ManifestSegment, request: &v1::ReadCopyRequest) -> bool {
 }
 
 fn chunks(
-    offer: Arc<Offer>,
+    given: Given,
     segment: usize,
     file: SegmentFile,
     position: u64,
 ) -> impl Stream<Item = Result<v1::CopyChunk, Status>> + Send + 'static {
-    try_unfold((offer, position), move |(offer, position)| async move {
-        offer.touch();
-        let reading = offer.clone();
+    try_unfold((given, position), move |(given, position)| async move {
+        given.touch();
+        let reading = given.clone();
         let read = move || {
             reading
-                .export
+                .export()
                 .read_chunk(segment, file, position, CHUNK_SIZE)
         };
         let data = tokio::task::spawn_blocking(read)
@@ -112,6 +161,6 @@ fn chunks(
             return Ok(None);
         }
         let next = position.saturating_add(data.len() as u64);
-        Ok(Some((v1::CopyChunk { position, data }, (offer, next))))
+        Ok(Some((v1::CopyChunk { position, data }, (given, next))))
     })
 }
