@@ -264,6 +264,14 @@ impl Cluster {
         });
     }
 
+    /// A number of one service, as `/metrics` shows it.
+    pub fn metric(&self, service: &str, name: &str) -> Result<f64, String> {
+        let text = Rest::new(vec![self.service(service).http.clone()]).text("/metrics")?;
+        text.lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
+            .ok_or_else(|| format!("{service} shows no {name}"))
+    }
+
     /// kill -9 of every process at once, launcher included.
     pub fn kill_9_everything(&mut self) {
         let launcher = self.launcher.take().expect("the cluster runs");

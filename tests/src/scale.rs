@@ -276,19 +276,11 @@ fn brokers_mib(cluster: &Cluster) -> f64 {
 }
 
 fn leads(cluster: &Cluster, brokers: &[&str]) -> Result<f64, String> {
-    let metric = |broker: &&str| metric(cluster, broker, "chronik_broker_partitions_led");
+    let metric = |broker: &&str| cluster.metric(broker, "chronik_broker_partitions_led");
     brokers.iter().map(metric).sum()
 }
 
 fn metric_of_brokers(cluster: &Cluster, name: &str) -> Result<f64, String> {
-    let metric = |broker: &&str| metric(cluster, broker, name);
+    let metric = |broker: &&str| cluster.metric(broker, name);
     BROKERS.iter().map(metric).sum()
-}
-
-/// A gauge of one service, as `/metrics` shows it.
-fn metric(cluster: &Cluster, service: &str, name: &str) -> Result<f64, String> {
-    let text = Rest::new(vec![cluster.service(service).http.clone()]).text("/metrics")?;
-    text.lines()
-        .find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
-        .ok_or_else(|| format!("{service} shows no {name}"))
 }
