@@ -26,7 +26,7 @@ check-consistency: ## clients against faults, judged, for as long as ARGS="--min
 
 check: ## format and lints, without changing anything
 	cargo fmt --all --check
-	cargo clippy --release --workspace --all-targets -- -D warnings
+	cargo clippy --release --workspace --all-targets --test it --test long -- -D warnings
 
 bench: ## load against Chronik and Apache Kafka, side by side, every record read back
 	cargo build --release -p chronik-controller -p chronik-broker -p chronik-gateway -p chronik-cli
@@ -35,4 +35,4 @@ bench: ## load against Chronik and Apache Kafka, side by side, every record read
 
 fix: ## format, and apply what the lints can mend; the only command that changes files
 	cargo fmt --all
-	cargo clippy --release --workspace --all-targets --fix --allow-dirty --allow-staged
+	cargo clippy --release --workspace --all-targets --test it --test long --fix --allow-dirty --allow-staged

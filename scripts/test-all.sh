@@ -35,5 +35,5 @@ stage "container engine" check scripts/install-test-tools.sh containers
 stage "broken broker" check cargo build --release --locked "${product[@]}" --features chronik-broker/sabotage \
     --bin chronik-broker-sabotaged
 stage "long tests" cargo_tests cargo test --release --locked --no-fail-fast \
-    -p chronik-tests --test long -- --test-threads=1
+    --workspace --test long -- --test-threads=1
 summary
