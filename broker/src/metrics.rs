@@ -16,6 +16,7 @@ pub const REPLICAS_MISSING: &str = "chronik_broker_replicas_missing";
 pub const LEADERS_ELECTED: &str = "chronik_broker_leaders_elected";
 pub const CAMPAIGNS: &str = "chronik_broker_campaigns";
 pub const ELECTION_SECONDS: &str = "chronik_broker_election_seconds";
+pub const REPLICATION_SECONDS: &str = "chronik_broker_replication_seconds";
 pub const REPORTS: &str = "chronik_broker_partition_reports";
 pub const PEERS_CONNECTED: &str = "chronik_broker_peers_connected";
 pub const COPIED_BYTES: &str = "chronik_broker_copied_bytes";
@@ -48,6 +49,8 @@ pub struct BrokerMetrics {
     pub campaigns: Counter,
     /// From the decision to campaign to the election won.
     pub election_seconds: Histogram,
+    /// From a record's way out to a follower to the answer that it is on that follower's disk.
+    pub replication_seconds: Histogram,
     /// Partition reports sent to the controllers.
     pub reports: Counter,
     /// Peers that are connected.
@@ -85,8 +88,8 @@ impl BrokerMetrics {
             partitions_led: Gauge::default(),
             leaders_elected: Counter::default(),
             campaigns: Counter::default(),
-            // 1 ms to 16 s.
-            election_seconds: Histogram::new(exponential_buckets(0.001, 2.0, 15)),
+            election_seconds: seconds_histogram(),
+            replication_seconds: seconds_histogram(),
             reports: Counter::default(),
             peers_connected: Gauge::default(),
             copied_bytes: Counter::default(),
@@ -203,8 +206,18 @@ impl BrokerMetrics {
             "Time from the decision to campaign to the election won",
             m.election_seconds.clone(),
         );
+        registry.register(
+            REPLICATION_SECONDS,
+            "Time from sending entries to a follower to the answer that they are on its disk",
+            m.replication_seconds.clone(),
+        );
         metrics
     }
+}
+
+/// 1 ms to 16 s.
+pub fn seconds_histogram() -> Histogram {
+    Histogram::new(exponential_buckets(0.001, 2.0, 15))
 }
 
 #[cfg(test)]
@@ -217,6 +230,7 @@ mod tests {
         let metrics = BrokerMetrics::register(&mut registry);
         metrics.replicas.set(3);
         metrics.election_seconds.observe(0.01);
+        metrics.replication_seconds.observe(0.01);
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
         for name in [
@@ -228,6 +242,7 @@ mod tests {
             LEADERS_ELECTED,
             CAMPAIGNS,
             ELECTION_SECONDS,
+            REPLICATION_SECONDS,
             REPORTS,
             PEERS_CONNECTED,
             COPIED_BYTES,

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::num::NonZeroU64;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -119,6 +120,8 @@ pub(crate) async fn start_with(
         replicas: &parts.replicas,
         groups: &parts.groups,
         peers: &parts.peers,
+        storage: &parts.storage,
+        folder: config.data_dir.clone(),
     };
     tasks.spawn(serve_rpc(rpc_listener, services, stop_rpc.clone()));
     let registry = Arc::new(std::mem::take(&mut parts.registry));
@@ -224,6 +227,7 @@ impl Parts {
             timing: config.replication.link_timing(),
             groups: Arc::new(replicas.downgrade()),
             behind: behind_sender,
+            replication_seconds: metrics.replication_seconds.clone(),
             stop: stop.clone(),
         };
         let (peers, nudges) = Peers::with_connector(peers_options, connector);
@@ -499,6 +503,8 @@ struct Services<'a> {
     replicas: &'a Replicas,
     groups: &'a ConsumerGroups,
     peers: &'a Peers,
+    storage: &'a Storage,
+    folder: PathBuf,
 }
 
 fn serve_rpc(
@@ -506,7 +512,12 @@ fn serve_rpc(
     services: Services<'_>,
     stop: CancellationToken,
 ) -> impl Future<Output = anyhow::Result<&'static str>> + use<> {
-    let data = DataServer::new(DataService::new(services.replicas.clone()))
+    let data = DataService::new(
+        services.replicas.clone(),
+        services.storage.clone(),
+        services.folder,
+    );
+    let data = DataServer::new(data)
         .max_decoding_message_size(MESSAGE_SIZE_MAX)
         .max_encoding_message_size(MESSAGE_SIZE_MAX);
     let groups = GroupsServer::new(GroupsService::new(services.groups.coordinators().clone()))

@@ -35,6 +35,8 @@ pub struct Core {
     /// The WAL says that files may have been made since the last orderly end.
     pub has_announced_files: AtomicBool,
     pub segment_bytes: u64,
+    /// There are no threads: a driver does their work.
+    pub is_driven: bool,
 }
 
 impl Core {
@@ -73,7 +75,7 @@ impl Core {
         let done: Done = Box::new(move |written| {
             let _ = answer.send(written);
         });
-        self.wal.reserve(0)?.push(Record::mark(), done);
+        self.wal.reserve_small(0)?.push(Record::mark(), done);
         receiver.recv().unwrap_or(Err(StorageError::Closed))?;
         self.has_announced_files.store(true, Ordering::Release);
         Ok(())

@@ -73,9 +73,10 @@ pub enum StorageError {
         index: Option<u64>,
         committed: u64,
     },
-    /// More uncommitted data than the memory budget; the caller may try again later.
+    /// More data on its way to the disk, or to its commit, than the budget; the caller may try again
+    /// later.
     #[error(
-        "storage holds {pinned_bytes} bytes that are not committed yet, its budget is {max_bytes}"
+        "storage holds {pinned_bytes} bytes that are not written or committed yet, its budget is {max_bytes}"
     )]
     Overloaded {
         pinned_bytes: usize,

@@ -40,7 +40,7 @@ pub use disk::{Disk, RealDisk};
 pub use driver::Driver;
 pub use entry::{LogEntry, OnDurable, Payload, Purged, TermStart};
 pub use error::{Damage, OpenError, StorageError};
-pub use partition_log::{DamageChanges, PartitionLog, SegmentInfo, SegmentState};
+pub use partition_log::{DamageChanges, Held, PartitionLog, SegmentInfo, SegmentState};
 pub use poison::Failed;
 pub use storage::{Storage, StorageConfig};
 pub use transfer::{Export, Installer, LogManifest, ManifestSegment, Rebuild, SegmentFile};

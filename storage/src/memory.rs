@@ -29,6 +29,8 @@ pub struct Memory {
     ready: AtomicUsize,
     /// The largest append that was refused since room was made last.
     refused: AtomicUsize,
+    /// Bytes that wait outside to be appended.
+    held: AtomicUsize,
 }
 
 impl Memory {
@@ -101,6 +103,25 @@ impl Memory {
     /// those that do get their commits.
     pub fn is_overloaded(&self) -> bool {
         self.pinned().saturating_sub(self.ready()) > self.max_bytes / 2
+    }
+
+    /// Takes account of bytes that wait to be appended; half of the budget at most, besides what is
+    /// appended already. Something is always taken.
+    pub fn hold(&self, bytes: usize) -> Result<(), StorageError> {
+        let max_bytes = self.max_bytes / 2;
+        let pinned_bytes = self.held.fetch_add(bytes, Ordering::Relaxed);
+        if pinned_bytes > 0 && pinned_bytes.saturating_add(bytes) > max_bytes {
+            self.release(bytes);
+            return Err(StorageError::Overloaded {
+                pinned_bytes,
+                max_bytes,
+            });
+        }
+        Ok(())
+    }
+
+    pub fn release(&self, bytes: usize) {
+        self.held.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     /// Refuses entries beyond the bound. `has_uncommitted`: their log has earlier ones that are not

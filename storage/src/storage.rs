@@ -118,7 +118,7 @@ impl Storage {
     /// Opens or creates the storage in `config.dir`, and recovers all logs.
     pub fn open(config: StorageConfig, disk: Arc<dyn Disk>) -> Result<Storage, OpenError> {
         let (bytes_per_second, interval) = (config.scrub_bytes_per_second, config.scrub_interval);
-        let (owner, writer, flusher) = Owner::open(config, disk)?;
+        let (owner, writer, flusher) = Owner::open(config, disk, false)?;
         if bytes_per_second > 0 {
             let scrub = Scrub {
                 core: owner.core.clone(),
@@ -143,7 +143,7 @@ impl Storage {
         config: StorageConfig,
         disk: Arc<dyn Disk>,
     ) -> Result<(Storage, Driver), OpenError> {
-        let (owner, writer, flusher) = Owner::open(config, disk)?;
+        let (owner, writer, flusher) = Owner::open(config, disk, true)?;
         let storage = Storage {
             owner: Arc::new(owner),
         };
@@ -238,6 +238,7 @@ impl Owner {
     fn open(
         config: StorageConfig,
         disk: Arc<dyn Disk>,
+        is_driven: bool,
     ) -> Result<(Owner, WalWriter, Flusher), OpenError> {
         config.validate()?;
         let dir = config.dir.clone();
@@ -271,6 +272,7 @@ impl Owner {
             damage: Arc::default(),
             has_announced_files: AtomicBool::new(false),
             segment_bytes: config.segment_bytes,
+            is_driven,
         });
         let logs: HashMap<_, _> = recovered
             .logs

@@ -341,7 +341,7 @@ fn the_scrub_keeps_to_its_rate_and_ends_at_once() {
     let (started, before) = (std::time::Instant::now(), storage.stats().scrubbed_bytes);
     assert!(before <= 8000, "one segment at most: {before}");
     storage.close().unwrap();
-    assert!(started.elapsed() < Duration::from_secs(2));
+    assert!(started.elapsed() < Duration::from_secs(10));
 }
 
 #[test]

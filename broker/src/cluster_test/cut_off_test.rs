@@ -336,10 +336,12 @@ async fn a_follower_that_is_cut_off_from_its_leader_alone_disturbs_nobody() {
     let begun = Instant::now();
     let mut count = 0;
     while begun.elapsed() < Duration::from_secs(8) {
-        assert_eq!(
-            scene.ask(leader, &format!("more {count}")).await,
-            v1::PartitionError::None
-        );
+        let value = format!("more {count}");
+        // Time for a slow disk; nothing else may delay it.
+        let asked = scene
+            .cluster
+            .ask_to_produce_within(20_000, leader, GROUP, &value);
+        assert_eq!(asked.await, v1::PartitionError::None);
         count += 1;
         sleep(Duration::from_millis(200)).await;
     }

@@ -74,6 +74,8 @@ impl Broker {
     async fn start(dir: &Path) -> Broker {
         let config = StorageConfig {
             dir: dir.to_owned(),
+            // However full the machine's disk is.
+            reserve_bytes: Some(0),
             ..StorageConfig::default()
         };
         let storage = Storage::open(config, Arc::new(RealDisk)).unwrap();
@@ -84,6 +86,7 @@ impl Broker {
             timing: LinkTiming::default(),
             groups: Arc::new(replicas.downgrade()),
             behind: tokio::sync::mpsc::channel(1).0,
+            replication_seconds: crate::metrics::seconds_histogram(),
             stop: CancellationToken::new(),
         });
         let image = Arc::new(ArcSwap::from_pointee(image()));

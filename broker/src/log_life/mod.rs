@@ -196,9 +196,12 @@ async fn look_after(shared: &Shared, replica: &Arc<Replica>) -> bool {
     retain(shared, replica).await;
     let need = rules::purge_need(&log.segments(), &config, log.log_start_offset());
     let need = need.max(replica.purge_target());
-    if let Some(index) = need
-        && let Err(error) = replica.purge(index).await
-    {
+    let purged = match need {
+        Some(index) if config.compacts => replica.purge_awake(index).await,
+        Some(index) => replica.purge(index).await,
+        None => Ok(()),
+    };
+    if let Err(error) = purged {
         let raft_group_id = replica.group_id();
         debug!(%raft_group_id, %error, "the log is not purged; tried again");
     }

@@ -33,6 +33,7 @@ pub trait RaftEndpoint: Send + Sync + 'static {
         &self,
         request: AppendEntriesRequest<TypeConfig>,
     ) -> BoxFuture<'static, Result<StreamAppendResult<TypeConfig>, Stopped>>;
+    /// A pre-vote is asked for only where no leader is known to be alive.
     fn vote(
         &self,
         request: VoteRequest<TypeConfig>,
@@ -99,13 +100,11 @@ impl RaftEndpoint for Replica {
     ) -> BoxFuture<'static, Result<VoteResponse<TypeConfig>, Stopped>> {
         let engine = self.engine().clone();
         Box::pin(async move {
+            if pre_vote {
+                return Ok(engine.answer_pre_vote(&request));
+            }
             let raft = engine.wake().await.map_err(stopped)?;
-            let response = if pre_vote {
-                raft.pre_vote(request).await
-            } else {
-                raft.vote(request).await
-            };
-            response.map_err(stopped)
+            raft.vote(request).await.map_err(stopped)
         })
     }
 

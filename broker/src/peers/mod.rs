@@ -27,6 +27,7 @@ use std::time::Duration;
 use chronik_proto::MESSAGE_SIZE_MAX;
 use chronik_proto::v1::peers_server::PeersServer;
 use chronik_types::id::{BrokerId, RaftGroupId, ReplicaId};
+use prometheus_client::metrics::histogram::Histogram;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -68,6 +69,8 @@ pub struct PeersOptions {
     pub groups: Arc<dyn RaftGroups>,
     /// Hears of replicas here that need a copy of their leader's log.
     pub behind: mpsc::Sender<Behind>,
+    /// From sending entries to a follower to its answer that they are on its disk.
+    pub replication_seconds: Histogram,
     pub stop: CancellationToken,
 }
 
@@ -247,6 +250,10 @@ impl Peers {
     /// A full queue means that there is enough to fetch already; leaders ask again.
     fn behind(&self, behind: Behind) {
         let _ = self.inner.options.behind.try_send(behind);
+    }
+
+    fn replication_seconds(&self) -> &Histogram {
+        &self.inner.options.replication_seconds
     }
 
     fn groups(&self) -> &dyn RaftGroups {

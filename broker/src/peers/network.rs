@@ -23,7 +23,9 @@ use openraft::raft::{
     AppendEntriesRequest, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
     TransferLeaderResponse, VoteRequest, VoteResponse,
 };
+use prometheus_client::metrics::histogram::Histogram;
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
 
 use chronik_proto::v1;
 use v1::peer_answer::Answer;
@@ -57,6 +59,7 @@ impl GroupNetwork {
         };
         ReplicaClient {
             link: self.peers.link(to.broker_id),
+            replication_seconds: self.peers.replication_seconds().clone(),
             route,
             heartbeat,
         }
@@ -78,6 +81,7 @@ impl RaftNetworkFactory<TypeConfig> for GroupNetwork {
 /// One replica's way to another one of its group.
 pub struct ReplicaClient {
     link: Arc<Link>,
+    replication_seconds: Histogram,
     route: Route,
     /// Used for heartbeats only: they are control messages, coalesced with all others.
     heartbeat: bool,
@@ -105,6 +109,7 @@ impl NetStreamAppend<TypeConfig> for ReplicaClient {
         } else {
             let replication = Replication {
                 link: &self.link,
+                replication_seconds: &self.replication_seconds,
                 route: self.route,
                 input,
                 input_open: true,
@@ -149,16 +154,31 @@ where
 /// back in their order.
 struct Replication<'s, S> {
     link: &'s Arc<Link>,
+    replication_seconds: &'s Histogram,
     route: Route,
     input: S,
     input_open: bool,
     /// Opened when there is something to send.
     session: Option<Session>,
-    /// Sizes of unanswered appends, oldest first, with what they hold of the link's budget.
-    window: VecDeque<(usize, OwnedSemaphorePermit)>,
+    /// Unanswered appends, oldest first.
+    window: VecDeque<Unanswered>,
     window_bytes: usize,
     /// An append that waits for the window or for the link's budget.
-    blocked: Option<(v1::AppendEntries, usize)>,
+    blocked: Option<Blocked>,
+}
+
+struct Blocked {
+    append: v1::AppendEntries,
+    size: usize,
+    /// When Raft gave it to this session; None: it holds no entries.
+    since: Option<Instant>,
+}
+
+struct Unanswered {
+    size: usize,
+    since: Option<Instant>,
+    /// What it holds of the link's budget.
+    _permit: OwnedSemaphorePermit,
 }
 
 impl<S> Replication<'_, S>
@@ -168,10 +188,9 @@ where
     /// The next answer. None when all input is answered.
     async fn next(&mut self) -> Option<AppendResult> {
         loop {
-            if let Some((_, size)) = &self.blocked
-                && self.has_room(*size)
+            if let Some(Blocked { size, .. }) = self.blocked
+                && self.has_room(size)
             {
-                let size = *size;
                 let permit = tokio::select! {
                     biased;
                     event = receive(&mut self.session) => return Some(self.answered(event)),
@@ -212,17 +231,27 @@ where
             Some(session) => session,
             None => self.session.insert(self.link.open_session(self.route)?),
         };
-        self.blocked = Some(codec::append_to_wire(session.id(), request));
+        let since = (!request.entries.is_empty()).then(Instant::now);
+        let (append, size) = codec::append_to_wire(session.id(), request);
+        self.blocked = Some(Blocked {
+            append,
+            size,
+            since,
+        });
         Ok(())
     }
 
     fn send(&mut self, permit: OwnedSemaphorePermit) -> Result<(), LinkError> {
         let broken = LinkError::Broken(self.route.to.broker_id);
         let session = self.session.as_ref().ok_or(broken.clone())?;
-        let (append, size) = self.blocked.take().ok_or(broken)?;
-        session.send(append, size)?;
-        self.window.push_back((size, permit));
-        self.window_bytes = self.window_bytes.saturating_add(size);
+        let blocked = self.blocked.take().ok_or(broken)?;
+        session.send(blocked.append, blocked.size)?;
+        self.window_bytes = self.window_bytes.saturating_add(blocked.size);
+        self.window.push_back(Unanswered {
+            size: blocked.size,
+            since: blocked.since,
+            _permit: permit,
+        });
         Ok(())
     }
 
@@ -230,11 +259,16 @@ where
         match event {
             SessionEvent::Error(error) => Err(unreachable(&error)),
             SessionEvent::Answer(outcome) => {
-                let Some((size, _permit)) = self.window.pop_front() else {
+                let Some(answered) = self.window.pop_front() else {
                     return Err(invalid(&codec::InvalidPeerMessage::Missing("append")));
                 };
-                self.window_bytes = self.window_bytes.saturating_sub(size);
-                codec::outcome_from_wire(outcome).map_err(|error| invalid(&error))
+                self.window_bytes = self.window_bytes.saturating_sub(answered.size);
+                let outcome = codec::outcome_from_wire(outcome).map_err(|error| invalid(&error))?;
+                if let (Some(since), Ok(_)) = (answered.since, &outcome) {
+                    let took = since.elapsed();
+                    self.replication_seconds.observe(took.as_secs_f64());
+                }
+                Ok(outcome)
             }
         }
     }

@@ -396,15 +396,19 @@ impl InboundPeer {
         };
         let peers = self.peers.clone();
         Box::pin(async move {
-            if pre_vote && peers.leader_is_alive(route, &*endpoint) {
+            let mut request = request;
+            let is_alive = peers.leader_is_alive(route, &*endpoint);
+            if pre_vote && is_alive {
                 // The group rests, so its lease has run out; but its leader's broker is connected
                 // here, and that is the lease of a resting group.
                 let refused = VoteResponse::new(endpoint.current_vote(), None, false);
                 return Answer::Vote(codec::vote_answer_to_wire(&refused));
             }
+            // Links tell whether there is a leader. Raft's own lease of it knows less: it begins anew
+            // whenever Raft is opened, so a follower that rests between two campaigns would never vote.
+            request.leadership_transfer |= !is_alive;
             let candidate_last = request.last_log_id;
-            let may_nudge =
-                request.leadership_transfer || !peers.leader_is_alive(route, &*endpoint);
+            let may_nudge = request.leadership_transfer;
             let result = endpoint.vote(request, pre_vote).await;
             if let Ok(response) = &result
                 && !pre_vote

@@ -198,6 +198,7 @@ async fn node(broker_id: BrokerId, address: Option<SocketAddr>) -> Node {
         timing: LinkTiming::default(),
         groups: groups.clone(),
         behind: behind_sender,
+        replication_seconds: crate::metrics::seconds_histogram(),
         stop: stop.clone(),
     });
     let router = Server::builder().add_service(peers.service());

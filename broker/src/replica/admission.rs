@@ -1,7 +1,10 @@
 //! Stage 1 of a produce: which batches a partition takes at all, whatever its state.
 //!
-//! Invariant: pure. What passes is well-formed down to the records' bytes, which are not decoded.
+//! Invariant: pure. What passes is well-formed down to the records' bytes, which are decoded only for
+//! compacted topics.
 
+use bytes::Bytes;
+use chronik_storage::records;
 use chronik_types::record_batch::{self, InvalidBatch};
 
 use super::error::AppendError;
@@ -59,6 +62,21 @@ pub fn admit(records: &[u8], max_message_bytes: usize) -> Result<Admitted, Appen
         2.. if admitted.sequence.is_some() => Err(AppendError::SeveralIdempotentBatches),
         _ => Ok(admitted),
     }
+}
+
+/// What a compacted topic asks besides of admitted records (Kafka's LogValidator): every record has a
+/// key. One without would go with the next compaction, and one that cannot be read would end compaction.
+pub fn check_keys(admitted: &Bytes) -> Result<(), AppendError> {
+    for batch in record_batch::batches(admitted) {
+        let (at, header) = batch?;
+        let unreadable = |error: std::io::Error| AppendError::UnreadableRecords(error.to_string());
+        let body = records::body_of(&header, &admitted.slice(at..)).map_err(unreadable)?;
+        let found = records::records_of(&header, &body).map_err(unreadable)?;
+        if found.iter().any(|record| record.key.is_none()) {
+            return Err(AppendError::MissingKey);
+        }
+    }
+    Ok(())
 }
 
 /// Whether the bytes were damaged, rather than refused for what they say.

@@ -19,7 +19,7 @@ use chronik_types::id::{RaftGroupId, ReplicaId};
 use futures::future::BoxFuture;
 use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver;
-use openraft::raft::{AppendEntriesRequest, StreamAppendResult};
+use openraft::raft::{AppendEntriesRequest, StreamAppendResult, VoteRequest, VoteResponse};
 use openraft::vote::RaftLeaderId;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
@@ -36,9 +36,13 @@ use super::{Leadership, OpenError};
 const REOPEN_MIN: Duration = Duration::from_secs(1);
 const REOPEN_MAX: Duration = Duration::from_secs(60);
 
-/// Starts an instance over the replica's log and state. The guard is dropped with its state machine.
-pub type Start =
-    Box<dyn Fn(DropGuard) -> BoxFuture<'static, Result<Raft, OpenError>> + Send + Sync>;
+/// Starts an instance over the replica's log and state. The guard is dropped with its state machine; the
+/// token tells that the instance is being closed.
+pub type Start = Box<
+    dyn Fn(DropGuard, CancellationToken) -> BoxFuture<'static, Result<Raft, OpenError>>
+        + Send
+        + Sync,
+>;
 
 pub type DataMetrics =
     openraft::alias::WatchReceiverOf<TypeConfig, openraft::metrics::RaftDataMetrics<TypeConfig>>;
@@ -70,7 +74,8 @@ struct Running {
     /// Counts the instances of this replica.
     number: u64,
     watcher: AbortHandle,
-    /// Tells the feeds of append sessions that this instance takes nothing more.
+    /// Tells the feeds of append sessions, and appends that wait for room, that this instance takes
+    /// nothing more.
     closing: CancellationToken,
     /// The state machine is gone.
     ended: CancellationToken,
@@ -177,7 +182,7 @@ impl Engine {
             }
         }
         let (closing, ended) = (CancellationToken::new(), CancellationToken::new());
-        let raft = match (self.start)(ended.clone().drop_guard()).await {
+        let raft = match (self.start)(ended.clone().drop_guard(), closing.clone()).await {
             Ok(raft) => raft,
             Err(error) => {
                 ended.cancelled().await;
@@ -354,6 +359,16 @@ impl Engine {
         }
         let commit = request.leader_commit.map(|log_id| log_id.index);
         (commit <= self.log.committed()).then_some(Ok(request.prev_log_id))
+    }
+
+    /// Answers a pre-vote from the log alone, as Raft does where there is no leader (dissertation, section
+    /// 9.6): nothing is promised by it, so nothing has to be opened or written.
+    pub fn answer_pre_vote(&self, request: &VoteRequest<TypeConfig>) -> VoteResponse<TypeConfig> {
+        let vote = self.vote();
+        let last = self.log.last_entry_id();
+        let last_log_id = last.map(|(index, term)| codec::log_id(term, index));
+        let granted = request.vote >= vote && request.last_log_id >= last_log_id;
+        VoteResponse::new(vote, last_log_id, granted)
     }
 
     /// For append sessions: uses instance `number` once more. False: it takes nothing more.

@@ -9,6 +9,7 @@ use openraft::raft::AppendEntriesRequest;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 
 use super::append_session;
 use super::engine::{EngineStatus, WakeError};
@@ -210,7 +211,11 @@ async fn a_session_outlives_the_instances_that_serve_it() {
     let mut answers = append_session::answers(follower.engine().clone(), requests_stream);
     let vote = leader.vote();
     let term = super::codec::term(&last);
-    let mut log_reader = super::log_store::LogStore::new(leader.log().clone(), Arc::default());
+    let mut log_reader = super::log_store::LogStore::new(
+        leader.log().clone(),
+        Arc::default(),
+        CancellationToken::new(),
+    );
     for index in last.index - 10..last.index {
         use openraft::storage::RaftLogReader;
         to_rest(&follower).await;
@@ -366,5 +371,34 @@ async fn an_instance_that_ends_by_itself_is_opened_again() {
     timeout(LIMIT, reopened).await.unwrap();
     cluster.ack(0, value("b")).await;
     cluster.wait_for_watermark(1, 2).await;
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_whose_disk_is_full_can_be_closed() {
+    let mut cluster = Cluster::start(3, 2).await;
+    cluster.ack(0, value("a")).await;
+    cluster.wait_for_watermark(1, 1).await;
+    cluster.set_disk_capacity(1, Some(1 << 20));
+    let log = cluster.replica(1).log().clone();
+    let known = async {
+        while !log.is_full() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(LIMIT, known)
+        .await
+        .expect("the broker looks at its disk");
+    cluster.ack(0, value("b")).await;
+    let early = timeout(Duration::from_millis(300), cluster.wait_for_watermark(1, 2)).await;
+    assert!(early.is_err(), "a full disk takes nothing");
+    // Its Raft waits in the middle of an append.
+    timeout(LIMIT, cluster.replica(1).step_down())
+        .await
+        .expect("the instance closes though its append has no room");
+    timeout(LIMIT, cluster.replica(1).shutdown())
+        .await
+        .expect("the replica closes though its disk is full");
+    cluster.set_disk_capacity(1, None);
     cluster.stop_all().await;
 }

@@ -56,6 +56,11 @@ pub enum AppendError {
         epoch: ProducerEpoch,
         base_sequence: i32,
     },
+    /// Of a compacted topic, whose records live as long as their key.
+    #[error("a compacted topic takes records with a key only")]
+    MissingKey,
+    #[error("the batch's records cannot be read: {0}")]
+    UnreadableRecords(String),
     #[error("transactional batches are not supported yet")]
     TransactionsUnsupported,
     #[error("producer {producer_id} sent sequence {sequence}, expected {expected}")]

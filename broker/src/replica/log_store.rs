@@ -22,6 +22,7 @@ use openraft::entry::EntryPayload;
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::codec;
 use super::in_flight::Pending;
@@ -41,6 +42,8 @@ const ROOM_WARN_INTERVAL: Duration = Duration::from_secs(10);
 pub struct LogStore {
     log: PartitionLog,
     traces: Arc<Traces>,
+    /// The instance that this store serves is being closed: nothing waits for room any more.
+    closing: CancellationToken,
 }
 
 /// The last entry that Raft cannot read any more.
@@ -58,8 +61,12 @@ fn invalid(what: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Err
 }
 
 impl LogStore {
-    pub fn new(log: PartitionLog, traces: Arc<Traces>) -> LogStore {
-        LogStore { log, traces }
+    pub fn new(log: PartitionLog, traces: Arc<Traces>, closing: CancellationToken) -> LogStore {
+        LogStore {
+            log,
+            traces,
+            closing,
+        }
     }
 
     fn purged(&self) -> Option<LogId> {
@@ -92,13 +99,10 @@ impl LogStore {
         }
         let entries = match self.log.read_entries_cached(range.clone(), max_bytes) {
             Some(entries) => entries,
-            None => {
-                let log = self.log.clone();
-                blocking::run(move || log.read_entries(range, max_bytes))
-                    .await
-                    .map_err(io::Error::other)?
-                    .map_err(io_error)?
-            }
+            None => blocking::run(&self.log, move |log| log.read_entries(range, max_bytes))
+                .await
+                .map_err(io::Error::other)?
+                .map_err(io_error)?,
         };
         entries
             .into_iter()
@@ -143,8 +147,9 @@ impl LogStore {
     }
 
     /// Appends; waits while the storage holds all the uncommitted data that it may, for as long as
-    /// that takes: an error here would end this replica for good. Other groups' commits make room,
-    /// and a storage that fails or closes ends the wait.
+    /// that takes: an error here would end this instance of Raft. Other groups' commits make room; a
+    /// storage that fails or closes ends the wait, and so does the closing of the instance, which waits for
+    /// this.
     async fn append_when_there_is_room(
         &self,
         entries: Vec<LogEntry>,
@@ -168,7 +173,12 @@ impl LogStore {
                 }
                 Err(error) => return Err(io_error(error)),
             }
-            tokio::time::sleep(pause).await;
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = self.closing.cancelled() => {
+                    return Err(io::Error::other("the replica is closed while an append waits for room"));
+                }
+            }
             pause = pause.saturating_mul(2).min(ROOM_RETRY_MAX);
         }
     }
@@ -261,13 +271,18 @@ fn check_stamped(bytes: &[u8], base_offset: Offset) -> io::Result<Offset> {
 pub(super) async fn durably(
     write: impl FnOnce(OnDurable) -> Result<(), StorageError>,
 ) -> io::Result<()> {
+    let (on_durable, receiver) = told_when_durable();
+    write(on_durable).map_err(io_error)?;
+    receiver.await.map_err(io::Error::other)?.map_err(io_error)
+}
+
+fn told_when_durable() -> (OnDurable, oneshot::Receiver<Result<(), StorageError>>) {
     let (sender, receiver) = oneshot::channel();
     let on_durable: OnDurable = Box::new(move |result| {
         // Nobody waits any more if Raft is shutting down.
         let _ = sender.send(result);
     });
-    write(on_durable).map_err(io_error)?;
-    receiver.await.map_err(io::Error::other)?.map_err(io_error)
+    (on_durable, receiver)
 }
 
 impl RaftLogReader<TypeConfig> for LogStore {
@@ -450,6 +465,12 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     /// Moves the first entry that Raft may read; the records stay until the log start offset passes
     /// them. The replica's state as of `log_id` or later was saved before (`Replica::purge`).
     async fn purge(&mut self, log_id: LogId) -> io::Result<()> {
-        durably(|on_durable| self.log.purge(log_id.index, on_durable)).await
+        let (on_durable, receiver) = told_when_durable();
+        // It looks the entry up, which may need the disk.
+        blocking::run(&self.log, move |log| log.purge(log_id.index, on_durable))
+            .await
+            .map_err(io::Error::other)?
+            .map_err(io_error)?;
+        receiver.await.map_err(io::Error::other)?.map_err(io_error)
     }
 }

@@ -16,6 +16,7 @@ use openraft::entry::EntryPayload;
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage, RaftLogStorageExt};
 use openraft::testing::log::{StoreBuilder, Suite};
 use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
 
 use super::codec;
 use super::log_store::LogStore;
@@ -27,6 +28,8 @@ use super::test_batches::{value, with_records};
 pub fn open_storage(dir: &TempDir) -> Storage {
     let config = StorageConfig {
         dir: dir.path().to_owned(),
+        // However full the machine's disk is.
+        reserve_bytes: Some(0),
         ..StorageConfig::default()
     };
     Storage::open(config, Arc::new(RealDisk)).unwrap()
@@ -150,7 +153,7 @@ impl StoreBuilder<TypeConfig, SuiteStore, StateMachine, Folder> for Builder {
         let log = storage.open_log(RaftGroupId(1)).unwrap();
         let state = Arc::new(ReplicaState::load(log.clone(), Upkeep::default()).unwrap());
         let store = SuiteStore {
-            inner: LogStore::new(log, state.traces.clone()),
+            inner: LogStore::new(log, state.traces.clone(), CancellationToken::new()),
             purged: Arc::default(),
         };
         Ok((
@@ -222,7 +225,11 @@ fn stamped(mut bytes: Vec<u8>, offset: i64, epoch: i32) -> Vec<u8> {
 fn new_log(dir: &TempDir) -> (Storage, PartitionLog, LogStore) {
     let storage = open_storage(dir);
     let log = storage.open_log(RaftGroupId(1)).unwrap();
-    (storage, log.clone(), LogStore::new(log, Arc::default()))
+    (
+        storage,
+        log.clone(),
+        LogStore::new(log, Arc::default(), CancellationToken::new()),
+    )
 }
 
 #[tokio::test]
@@ -283,17 +290,26 @@ async fn an_append_waits_until_the_storage_has_room() {
     let dir = tempfile::tempdir().unwrap();
     let config = StorageConfig {
         dir: dir.path().to_owned(),
+        // However full the machine's disk is.
+        reserve_bytes: Some(0),
         memory_max_bytes: 64 * 1024,
         ..StorageConfig::default()
     };
     let storage = Storage::open(config, Arc::new(RealDisk)).unwrap();
     let log = |group| storage.open_log(RaftGroupId(group)).unwrap();
-    let mut full = LogStore::new(log(1), Arc::default());
-    let mut waits = LogStore::new(log(2), Arc::default());
+    let mut full = LogStore::new(log(1), Arc::default(), CancellationToken::new());
+    let mut waits = LogStore::new(log(2), Arc::default(), CancellationToken::new());
     let body = "x".repeat(60 * 1024);
     full.blocking_append([normal(1, 0, stamped(value(&body), 0, 1))])
         .await
         .unwrap();
+    let closing = CancellationToken::new();
+    let mut closed = LogStore::new(log(3), Arc::default(), closing.clone());
+    let append = closed.blocking_append([normal(1, 0, stamped(value(&body), 0, 1))]);
+    closing.cancel();
+    let limit = std::time::Duration::from_secs(20);
+    let refused = tokio::time::timeout(limit, append).await.unwrap();
+    assert!(refused.is_err(), "who is closed waits for no room");
     let append = waits.blocking_append([normal(1, 0, stamped(value(&body), 0, 1))]);
     tokio::pin!(append);
     let early = tokio::time::timeout(std::time::Duration::from_millis(50), &mut append).await;
@@ -302,7 +318,6 @@ async fn an_append_waits_until_the_storage_has_room() {
     full.save_committed(Some(codec::log_id(1, 0)))
         .await
         .unwrap();
-    let limit = std::time::Duration::from_secs(20);
     tokio::time::timeout(limit, append).await.unwrap().unwrap();
     assert_eq!(log(2).log_end_offset(), Offset(1));
     storage.close().unwrap();

@@ -231,8 +231,8 @@ impl Replica {
         let state = Arc::new(ReplicaState::load(log.clone(), upkeep)?);
         let heartbeat_interval = Duration::from_millis(raft_config.heartbeat_interval);
         let (raft_log, raft_state) = (log.clone(), state.clone());
-        let start: engine::Start = Box::new(move |ended| {
-            let log_store = LogStore::new(raft_log.clone(), raft_state.traces.clone());
+        let start: engine::Start = Box::new(move |ended, closing| {
+            let log_store = LogStore::new(raft_log.clone(), raft_state.traces.clone(), closing);
             let state_machine = StateMachine::new(raft_state.clone()).telling(ended);
             let (config, network) = (raft_config.clone(), network.clone());
             Box::pin(async move {
@@ -329,13 +329,23 @@ impl Replica {
         if self.log.is_full() {
             return Err(AppendError::Storage);
         }
-        let (max_message_bytes, log_append_time) = {
+        let (max_message_bytes, log_append_time, compacts) = {
             let partition = self.partition.borrow();
-            (partition.max_message_bytes, partition.log_append_time)
+            let compacts = partition.log.compacts;
+            (
+                partition.max_message_bytes,
+                partition.log_append_time,
+                compacts,
+            )
         };
         let admitted = admission::admit(&item.records, max_message_bytes)?;
+        if compacts {
+            admission::check_keys(&item.records)?;
+        }
         let time = log_append_time.then(state_machine::now_ms);
-        let (future, start) = self.queue.push(item, admitted, time)?;
+        let held = self.log.hold(item.records.len());
+        let held = held.map_err(|_| AppendError::Overloaded)?;
+        let (future, start) = self.queue.push(item, admitted, time, held)?;
         if start {
             tokio::spawn(proposer::run(self.clone()));
         }
@@ -470,16 +480,39 @@ impl Replica {
         (partition.isr.len(), partition.min_insync_replicas)
     }
 
-    /// Replicas that have the entry `index` on disk, as this leader knows.
+    /// Voters that have the entry `index` on disk, as this leader knows.
     fn replicated_count(&self, index: u64) -> usize {
         let has = |last: Option<u64>| last.is_some_and(|last| last >= index);
+        let voters = self.state.voters();
         let followers = self.progress().map_or(0, |progress| {
             progress
                 .followers
                 .iter()
-                .filter(|follower| has(follower.matched))
+                .filter(|follower| voters.contains(&follower.replica) && has(follower.matched))
                 .count()
         });
-        followers + usize::from(has(self.log.durable_index()))
+        let here = voters.contains(&self.replica_id) && has(self.log.durable_index());
+        followers + usize::from(here)
+    }
+
+    /// How many replicas have every entry that is committed on disk, at least: the smallest majority of
+    /// all the configurations that may be in force, which Raft changes when an entry is appended and the
+    /// state machine when it is applied.
+    fn committed_count(&self) -> usize {
+        let smallest = |configs: &[BTreeSet<ReplicaId>]| {
+            let sizes = configs.iter().map(|config| config.len() / 2 + 1);
+            sizes.min().unwrap_or(0)
+        };
+        let applied = self
+            .state
+            .with_membership(|m| smallest(m.get_joint_config()));
+        let Some(raft) = self.raft() else {
+            return applied;
+        };
+        let metrics = raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        applied.min(smallest(
+            metrics.membership_config.membership().get_joint_config(),
+        ))
     }
 }

@@ -7,8 +7,10 @@
 use std::future::Future;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use chronik_telemetry::SpanKind;
 use chronik_telemetry::trace::{self, TraceContext};
+use chronik_types::offset::Offset;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, Fatal, ForwardReason};
 use openraft::impls::OneshotResponder;
@@ -116,11 +118,12 @@ async fn wait_until_ready(
 
 /// Decides each item by deadline, leader epoch, in-sync replicas and producer sequence: answers what is not to be
 /// appended, puts back what the table cannot decide yet, and returns the rest in order.
-fn sequence(replica: &Replica, leadership: &Leadership, items: Vec<Queued>) -> Vec<Queued> {
+fn sequence(replica: &Arc<Replica>, leadership: &Leadership, items: Vec<Queued>) -> Vec<Queued> {
     let (in_sync, required) = replica.in_sync();
     let now = Instant::now();
     let mut accepted = Vec::with_capacity(items.len());
     let mut later = Vec::new();
+    let mut duplicates = Vec::new();
     replica.state.with_producers(|producers| {
         let mut staging = Staging::new(producers);
         for mut queued in items {
@@ -156,18 +159,40 @@ fn sequence(replica: &Replica, leadership: &Leadership, items: Vec<Queued>) -> V
                 Ok(StagedVerdict::AfterThisEntry) => later.push(queued),
                 // Only applied, hence committed, batches are in the table.
                 Ok(StagedVerdict::Duplicate(base_offset)) => {
-                    let log_append_time_ms = None;
-                    queued.answer(Ok(Appended {
-                        base_offset,
-                        log_append_time_ms,
-                    }));
+                    duplicates.push((queued, base_offset));
                 }
                 Err(error) => queued.answer(Err(error)),
             }
         }
     });
     replica.queue.put_back(later);
+    for (queued, base_offset) in duplicates {
+        answer_duplicate(replica, queued, base_offset);
+    }
     accepted
+}
+
+/// The records are committed; that they are on as many disks as acks=all asks for now is to be waited for
+/// like the first time, whose answer may have been that they were not.
+fn answer_duplicate(replica: &Arc<Replica>, mut queued: Queued, base_offset: Offset) {
+    let appended = Appended {
+        base_offset,
+        log_append_time_ms: None,
+    };
+    let (_, required) = replica.in_sync();
+    if queued.item.acks != Acks::All || required <= replica.committed_count() {
+        return queued.answer(Ok(appended));
+    }
+    let index = replica.state.applied_index();
+    let (replica, deadline) = (replica.clone(), queued.item.deadline);
+    queued.item.records = Bytes::new();
+    tokio::spawn(async move {
+        let outcome = match wait_until_replicated(&replica, index, deadline).await {
+            Ok(()) => is_in_sync(&replica).map(|()| appended),
+            Err(error) => Err(error),
+        };
+        queued.answer(outcome);
+    });
 }
 
 /// Proposes the entry under `leadership` and waits for what becomes of it.
@@ -294,8 +319,7 @@ pub(super) async fn renew_lease(replica: &Replica, deadline: Instant) -> Result<
 /// Answers acks=all once enough replicas have the entry; a majority has it already.
 fn answer_committed(replica: &Arc<Replica>, in_flight: Arc<InFlight>) {
     let (_, required) = replica.in_sync();
-    let majority = replica.state.voter_count() / 2 + 1;
-    if required <= majority {
+    if required <= replica.committed_count() {
         finish(replica, &in_flight);
         return;
     }
@@ -303,41 +327,57 @@ fn answer_committed(replica: &Arc<Replica>, in_flight: Arc<InFlight>) {
     let replica = replica.clone();
     tokio::spawn(async move {
         let deadline = in_flight.last_deadline();
-        let index = in_flight.index();
-        let Some(mut metrics) = replica.engine().data_metrics() else {
-            in_flight.answer_error(&AppendError::TimedOut);
-            return;
-        };
-        let mut partition = replica.partition.clone();
-        loop {
-            let (in_sync, required) = replica.in_sync();
-            let replicated = index.is_some_and(|index| replica.replicated_count(index) >= required);
-            if replicated || in_sync < required {
-                break;
-            }
-            let changed = async {
-                tokio::select! {
-                    changed = metrics.changed() => changed.is_ok(),
-                    changed = partition.changed() => changed.is_ok(),
-                }
-            };
-            // At the deadline nobody waits any more.
-            if !timeout_at(deadline, changed).await.unwrap_or(false) {
-                in_flight.answer_error(&AppendError::TimedOut);
-                return;
-            }
+        match wait_until_replicated(&replica, in_flight.index(), deadline).await {
+            Ok(()) => finish(&replica, &in_flight),
+            Err(error) => in_flight.answer_error(&error),
         }
-        finish(&replica, &in_flight);
     });
 }
 
-fn finish(replica: &Replica, in_flight: &InFlight) {
+/// Waits until as many voters have the entry as acks=all requires, or too few replicas are in sync for that to
+/// be of use.
+async fn wait_until_replicated(
+    replica: &Replica,
+    index: Option<u64>,
+    deadline: Instant,
+) -> Result<(), AppendError> {
+    let Some(mut metrics) = replica.engine().data_metrics() else {
+        return Err(AppendError::TimedOut);
+    };
+    let mut partition = replica.partition.clone();
+    loop {
+        let (in_sync, required) = replica.in_sync();
+        let replicated = index.is_some_and(|index| replica.replicated_count(index) >= required);
+        if replicated || in_sync < required {
+            return Ok(());
+        }
+        let changed = async {
+            tokio::select! {
+                changed = metrics.changed() => changed.is_ok(),
+                changed = partition.changed() => changed.is_ok(),
+            }
+        };
+        // At the deadline nobody waits any more.
+        if !timeout_at(deadline, changed).await.unwrap_or(false) {
+            return Err(AppendError::TimedOut);
+        }
+    }
+}
+
+fn is_in_sync(replica: &Replica) -> Result<(), AppendError> {
     let (in_sync, required) = replica.in_sync();
-    if in_sync < required {
-        let error = AppendError::NotEnoughReplicasAfterAppend { in_sync, required };
-        in_flight.answer_appended(|acks| acks != Acks::All);
-        in_flight.answer_error(&error);
-    } else {
-        in_flight.answer_appended(|_| true);
+    match in_sync < required {
+        true => Err(AppendError::NotEnoughReplicasAfterAppend { in_sync, required }),
+        false => Ok(()),
+    }
+}
+
+fn finish(replica: &Replica, in_flight: &InFlight) {
+    match is_in_sync(replica) {
+        Ok(()) => in_flight.answer_appended(|_| true),
+        Err(error) => {
+            in_flight.answer_appended(|acks| acks != Acks::All);
+            in_flight.answer_error(&error);
+        }
     }
 }

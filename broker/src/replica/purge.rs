@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 
 use super::Replica;
 use super::log_store;
-use super::raft_config::TypeConfig;
+use super::raft_config::{Raft, TypeConfig};
 
 /// Distance between two marks.
 const MARK_BYTES: u64 = 4 * 1024 * 1024;
@@ -185,21 +185,37 @@ impl Replica {
     }
 
     /// Lets Raft forget the entries up to `index`, or what of them it may forget. On a leader it
-    /// takes effect when no connected follower reads there any more.
+    /// takes effect when no connected follower reads there any more. A replica that rests is left alone.
     pub async fn purge(&self, index: u64) -> Result<(), PurgeError> {
+        match (self.purge_limit(index), self.raft()) {
+            (Some(index), Some(raft)) => self.purge_upto(&raft, index).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// As `purge`, and wakes a replica that rests: what Raft remembers is not compacted.
+    pub async fn purge_awake(&self, index: u64) -> Result<(), PurgeError> {
+        let Some(index) = self.purge_limit(index) else {
+            return Ok(());
+        };
+        let raft = self.wake().await;
+        let raft = raft.map_err(|error| PurgeError::Stopped(error.to_string()))?;
+        self.purge_upto(&raft, index).await
+    }
+
+    /// How far up to `index` there is something that may go now.
+    fn purge_limit(&self, index: u64) -> Option<u64> {
         let applied = self.state.applied_index();
         let pinned = self.state.copies.offered().map(|log_id| log_id.index);
         let limits = applied.into_iter().chain(pinned);
-        let Some(index) = limits.min().map(|limit| limit.min(index)) else {
-            return Ok(());
-        };
-        if log_store::purged(self.log()).is_some_and(|purged| purged.index >= index) {
-            return Ok(());
-        }
-        // A leader's always runs; a follower that rests is looked after again when it works.
-        let Some(raft) = self.raft() else {
-            return Ok(());
-        };
+        let index = limits.min()?.min(index);
+        let purged = log_store::purged(self.log());
+        purged
+            .is_none_or(|purged| purged.index < index)
+            .then_some(index)
+    }
+
+    async fn purge_upto(&self, raft: &Raft, index: u64) -> Result<(), PurgeError> {
         let saved = self.log().replica_state().map(|(saved, _)| saved);
         if saved.is_none_or(|saved| saved < index) {
             self.state.save();

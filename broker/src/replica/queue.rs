@@ -1,6 +1,7 @@
 //! Produce items of one partition that wait for their turn, and what their producers wait on.
 //!
-//! Invariant: first in, first out; bounded in number and bytes. An item is answered at most once.
+//! Invariant: first in, first out; bounded in number and bytes, per partition and over all partitions of the
+//! broker. An item is answered at most once.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -9,6 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use chronik_storage::Held;
 use chronik_telemetry::SpanKind;
 use chronik_telemetry::trace::{self, TraceContext};
 use chronik_types::epoch::LeaderEpoch;
@@ -91,6 +93,8 @@ pub struct Queued {
     pub item: ProduceItem,
     pub admitted: Admitted,
     pub log_append_time_ms: Option<i64>,
+    /// Its share of what may wait in all queues of the broker.
+    _held: Held,
     /// None once answered.
     answer: Option<oneshot::Sender<Outcome>>,
     /// Runs until the item is part of an entry.
@@ -139,6 +143,7 @@ impl Queue {
         item: ProduceItem,
         admitted: Admitted,
         log_append_time_ms: Option<i64>,
+        held: Held,
     ) -> Result<(AppendFuture, bool), AppendError> {
         let (answer, receiver) = oneshot::channel();
         let span = trace::span(item.trace.as_ref(), "broker.enqueue", SpanKind::Internal);
@@ -156,6 +161,7 @@ impl Queue {
             item,
             admitted,
             log_append_time_ms,
+            _held: held,
             answer: Some(answer),
             span,
         });

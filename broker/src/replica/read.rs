@@ -187,8 +187,7 @@ impl Replica {
         &self,
         read: impl FnOnce(&chronik_storage::PartitionLog) -> Result<T, StorageError> + Send + 'static,
     ) -> Result<T, ReadError> {
-        let log = self.log.clone();
-        blocking::run(move || read(&log))
+        blocking::run(&self.log, read)
             .await
             .map_err(|error| ReadError::Storage(error.to_string()))?
             .map_err(ReadError::from)
@@ -260,7 +259,7 @@ impl Replica {
         wanted: impl Fn(RecordTime, &BatchHeader) -> bool + Send + 'static,
     ) -> Result<Option<TimestampOffset>, ReadError> {
         let Some(batch) = batch else { return Ok(None) };
-        let search = move || {
+        let search = move |_: &_| {
             let header = BatchHeader::parse(&batch).map_err(|error| error.to_string())?;
             let found = records::find_record(&batch, |record| wanted(record, &header))
                 .map_err(|error| error.to_string())?;
@@ -270,7 +269,7 @@ impl Replica {
                 leader_epoch: header.leader_epoch,
             }))
         };
-        blocking::run(search)
+        blocking::run(&self.log, search)
             .await
             .map_err(|error| ReadError::Storage(error.to_string()))?
             .map_err(ReadError::Corrupt)

@@ -3,13 +3,15 @@
 //! Invariant: applied in log order on every replica, from the log alone. The state is saved with
 //! the log index that it belongs to, so a restart replays only what came after.
 
+use std::collections::BTreeSet;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use chronik_storage::{PartitionLog, StorageError};
+use chronik_types::id::ReplicaId;
 use chronik_types::offset::Offset;
 use chronik_types::record_batch;
 use futures::{Stream, StreamExt};
@@ -27,8 +29,8 @@ use super::log_store;
 use super::producer_state::ProducerTable;
 use super::purge::{PurgeMarks, Upkeep};
 use super::raft_config::{
-    AppendResult, Batches, Control, Entry, EntryData, LogId, PartitionSnapshot, SnapshotMeta,
-    StoredMembership, TypeConfig,
+    AppendResult, Batches, Control, Entry, EntryData, LogId, Membership, PartitionSnapshot,
+    SnapshotMeta, StoredMembership, TypeConfig,
 };
 use super::rebuild::Rebuilding;
 use super::traces::Traces;
@@ -48,7 +50,6 @@ pub struct ReplicaState {
     applied: Mutex<Applied>,
     /// Term of the last applied entry: a leader is ready when it is its own.
     applied_term: AtomicU64,
-    voter_count: AtomicUsize,
     /// The replica is being shut down: Raft's end is no surprise.
     pub is_closing: AtomicBool,
     pub watermark: Arc<Watermark>,
@@ -70,7 +71,6 @@ impl ReplicaState {
         };
         let state = ReplicaState {
             applied_term: AtomicU64::new(applied.log_id.as_ref().map_or(0, codec::term)),
-            voter_count: AtomicUsize::new(applied.membership.voter_ids().count()),
             is_closing: AtomicBool::new(false),
             watermark: Arc::default(),
             leadership: watch::Sender::new(Leadership::default()),
@@ -119,9 +119,14 @@ impl ReplicaState {
         Some((log_id.index, codec::term(&log_id)))
     }
 
-    /// Voters of the last applied membership.
-    pub fn voter_count(&self) -> usize {
-        self.voter_count.load(Ordering::Relaxed)
+    /// Voters of the last applied membership; of both, while one gives way to another.
+    pub fn voters(&self) -> BTreeSet<ReplicaId> {
+        self.applied().membership.voter_ids().collect()
+    }
+
+    /// Runs `read` on the last applied membership.
+    pub fn with_membership<T>(&self, read: impl FnOnce(&Membership) -> T) -> T {
+        read(self.applied().membership.membership())
     }
 
     /// Publishes what `change` makes of the leadership; waiting fetches look again if it changed.
@@ -158,8 +163,6 @@ impl ReplicaState {
             EntryPayload::Blank => {}
             EntryPayload::Membership(membership) => {
                 applied.membership = StoredMembership::new(Some(entry.log_id), membership.clone());
-                self.voter_count
-                    .store(membership.voter_ids().count(), Ordering::Relaxed);
             }
             EntryPayload::Normal(EntryData::Control(Control::LogStart(offset))) => {
                 // Proposers ask for no more than their high watermark; whatever they do, nothing
@@ -186,8 +189,6 @@ impl ReplicaState {
     /// Takes over the state that came with a copy of another replica's log.
     fn install(&self, applied: Applied) {
         let (log_id, high_watermark) = (applied.log_id, applied.high_watermark);
-        self.voter_count
-            .store(applied.membership.voter_ids().count(), Ordering::Relaxed);
         *self.applied() = applied;
         if let Some(log_id) = log_id {
             self.entry_applied(&log_id, high_watermark);

@@ -325,6 +325,11 @@ impl Cluster {
         self.nodes[n].storage.clone().unwrap()
     }
 
+    /// How many bytes the node's disk has; None: as many as are wanted.
+    pub fn set_disk_capacity(&self, n: usize, bytes: Option<u64>) {
+        self.nodes[n].disk.set_capacity(bytes);
+    }
+
     /// The node's power fails after so many more changes of its disk.
     pub fn fail_power_after(&self, n: usize, changes: usize) {
         self.nodes[n].disk.fail_power_after(changes);

@@ -7,12 +7,14 @@ mod fetch;
 mod produce;
 
 use std::future::Future;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use chronik_proto::v1;
 use chronik_proto::v1::data_server::Data;
+use chronik_storage::Storage;
 use chronik_types::epoch::LeaderEpoch;
 use chronik_types::id::RaftGroupId;
 use chronik_types::offset::Offset;
@@ -23,7 +25,7 @@ use tokio::time::Instant;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::error::{WireError, leader};
-use crate::replica::ReadError;
+use crate::replica::{ReadError, Replica};
 use crate::replicas::Replicas;
 
 /// How DeleteRecords names the high watermark (KIP-107).
@@ -35,11 +37,28 @@ const DELETE_TIMEOUT_MAX: Duration = Duration::from_secs(9);
 #[derive(Clone)]
 pub struct DataService {
     replicas: Replicas,
+    storage: Storage,
+    /// Where the storage is, for people.
+    folder: PathBuf,
 }
 
 impl DataService {
-    pub fn new(replicas: Replicas) -> DataService {
-        DataService { replicas }
+    pub fn new(replicas: Replicas, storage: Storage, folder: PathBuf) -> DataService {
+        DataService {
+            replicas,
+            storage,
+            folder,
+        }
+    }
+
+    fn describe_log(group: RaftGroupId, replica: &Replica) -> v1::LogDescription {
+        let segments = replica.log().segments();
+        let behind = replica.high_watermark().0 - replica.log().log_end_offset().0;
+        v1::LogDescription {
+            raft_group_id: group.0,
+            size_bytes: segments.iter().map(|segment| segment.size_bytes).sum(),
+            offset_lag: u64::try_from(behind).unwrap_or(0),
+        }
     }
 
     async fn list_offset(&self, asked: v1::PartitionListOffsets) -> v1::PartitionListOffsetsResult {
@@ -198,6 +217,23 @@ impl Data for DataService {
         let asked = request.partitions.into_iter();
         let partitions = join_all(asked.map(|one| self.delete_records(one, deadline))).await;
         Ok(Response::new(v1::DeleteRecordsResponse { partitions }))
+    }
+
+    async fn describe_logs(
+        &self,
+        _request: Request<v1::DescribeLogsRequest>,
+    ) -> Result<Response<v1::DescribeLogsResponse>, Status> {
+        let stats = self.storage.stats();
+        let all = self.replicas.all();
+        let logs = all
+            .iter()
+            .map(|(group, replica)| Self::describe_log(*group, replica));
+        Ok(Response::new(v1::DescribeLogsResponse {
+            folder: self.folder.display().to_string(),
+            total_bytes: stats.total_bytes,
+            available_bytes: stats.available_bytes,
+            logs: logs.collect(),
+        }))
     }
 }
 

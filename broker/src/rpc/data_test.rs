@@ -30,7 +30,11 @@ async fn serve(cluster: &Cluster, n: usize) -> DataClient<Channel> {
     replicas.insert(RaftGroupId(GROUP), cluster.replica(n).clone());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let service = DataServer::new(DataService::new(replicas));
+    let service = DataServer::new(DataService::new(
+        replicas,
+        cluster.storage(n),
+        "/data".into(),
+    ));
     let incoming = TcpListenerStream::new(listener);
     tokio::spawn(
         Server::builder()

@@ -60,6 +60,8 @@ impl From<&AppendError> for WireError {
             AppendError::Empty
             | AppendError::ControlBatch
             | AppendError::SeveralIdempotentBatches
+            | AppendError::MissingKey
+            | AppendError::UnreadableRecords(_)
             | AppendError::InvalidProducerFields { .. } => PartitionError::InvalidBatch,
             AppendError::TransactionsUnsupported => PartitionError::TransactionsUnsupported,
             AppendError::OutOfOrderSequence { .. } => PartitionError::OutOfOrderSequence,

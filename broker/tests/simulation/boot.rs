@@ -12,7 +12,7 @@ use chronik_broker::controller_client::ClusterView;
 use chronik_broker::leadership::{
     Assigned, CampaignTiming, DriverOptions, GroupEvent, Successors, hand_over_all, run_driver,
 };
-use chronik_broker::metrics::BrokerMetrics;
+use chronik_broker::metrics::{BrokerMetrics, seconds_histogram};
 use chronik_broker::peers::{Peers, PeersOptions};
 use chronik_broker::replica::raft_config::raft_config;
 use chronik_broker::replica::{PartitionState, Replica, ReplicaOptions, Upkeep};
@@ -133,6 +133,7 @@ impl Boot {
                 groups: Arc::new(self.replicas.downgrade()),
                 // Nobody is ever so far behind here that it needs a copy of segment files.
                 behind: mpsc::channel(1).0,
+                replication_seconds: seconds_histogram(),
                 stop: end.clone(),
             },
             self.network.connector(self.broker_id),

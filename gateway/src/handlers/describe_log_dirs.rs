@@ -1,12 +1,118 @@
-//! DescribeLogDirs, versions 1 to 4: no log dir is told of yet. Kafka's kafka-reassign-partitions asks
-//! for it before it does anything, and goes on without.
+//! DescribeLogDirs, versions 1 to 5: the one log dir of each broker that the client's endpoint stands for,
+//! as that broker tells it.
 
+use std::collections::{BTreeMap, HashMap};
+
+use chronik_proto::v1;
+use chronik_types::cluster_image::ClusterImage;
+use chronik_types::id::BrokerId;
+use futures::future::join_all;
+use tokio::time::timeout;
+
+use super::coordinator::CALL_TIMEOUT;
+use crate::error::ErrorCode;
 use crate::protocol::messages as m;
-use crate::services::Context;
+use crate::protocol::messages::describe_log_dirs_response::{
+    DescribeLogDirsPartition, DescribeLogDirsResult, DescribeLogDirsTopic,
+};
+use crate::services::{Context, Services};
 
 pub async fn handle(
-    _context: Context,
-    _request: m::DescribeLogDirsRequest,
+    context: Context,
+    request: m::DescribeLogDirsRequest,
 ) -> m::DescribeLogDirsResponse {
-    m::DescribeLogDirsResponse::default()
+    let services = &context.services;
+    let snapshot = services.cache.load();
+    let mut brokers = snapshot.endpoints.brokers_at(&context.origin.endpoint);
+    if brokers.is_empty() {
+        // An endpoint that stands for no broker is one that clients only start from.
+        brokers = snapshot.image.brokers.keys().copied().collect();
+    }
+    let answers = join_all(brokers.into_iter().map(|id| describe(services, id))).await;
+    let names = names(&snapshot.image, &request);
+    let results = answers.into_iter().map(|answer| match answer {
+        Ok(answer) => result(answer, &names),
+        Err(code) => message!(DescribeLogDirsResult {
+            error_code: code.code()
+        }),
+    });
+    message!(m::DescribeLogDirsResponse {
+        results: results.collect()
+    })
+}
+
+async fn describe(
+    services: &Services,
+    broker_id: BrokerId,
+) -> Result<v1::DescribeLogsResponse, ErrorCode> {
+    let link = services.router.link(broker_id);
+    let mut client = link.ok_or(ErrorCode::KafkaStorageError)?.data();
+    let asked = client.describe_logs(v1::DescribeLogsRequest {});
+    match timeout(CALL_TIMEOUT, asked).await {
+        Ok(Ok(answer)) => Ok(answer.into_inner()),
+        Ok(Err(_)) => Err(ErrorCode::KafkaStorageError),
+        Err(_) => Err(ErrorCode::RequestTimedOut),
+    }
+}
+
+/// Topic and partition of each Raft group that is asked for; all, where none is named.
+fn names<'a>(
+    image: &'a ClusterImage,
+    request: &m::DescribeLogDirsRequest,
+) -> HashMap<u64, (&'a str, i32)> {
+    let is_wanted = |name: &str, index: i32| match &request.topics {
+        None => true,
+        Some(topics) => topics
+            .iter()
+            .any(|topic| *topic.topic == *name && topic.partitions.contains(&index)),
+    };
+    let mut names = HashMap::new();
+    for topic in image.topics.values() {
+        for partition in &topic.partitions {
+            let index = partition.partition.0;
+            if is_wanted(&topic.name, index) {
+                names.insert(partition.raft_group_id.0, (&*topic.name, index));
+            }
+        }
+    }
+    names
+}
+
+fn result(
+    answer: v1::DescribeLogsResponse,
+    names: &HashMap<u64, (&str, i32)>,
+) -> DescribeLogDirsResult {
+    let mut topics: BTreeMap<&str, Vec<DescribeLogDirsPartition>> = BTreeMap::new();
+    for log in &answer.logs {
+        // A log of a topic that is deleted, or newer than this gateway's image.
+        let Some((topic, index)) = names.get(&log.raft_group_id) else {
+            continue;
+        };
+        topics
+            .entry(topic)
+            .or_default()
+            .push(message!(DescribeLogDirsPartition {
+                partition_index: *index,
+                partition_size: to_i64(log.size_bytes),
+                offset_lag: to_i64(log.offset_lag),
+                is_future_key: false,
+            }));
+    }
+    let topics = topics.into_iter().map(|(name, partitions)| {
+        message!(DescribeLogDirsTopic {
+            name: name.to_owned().into(),
+            partitions: partitions
+        })
+    });
+    message!(DescribeLogDirsResult {
+        error_code: ErrorCode::None.code(),
+        log_dir: answer.folder.into(),
+        topics: topics.collect(),
+        total_bytes: to_i64(answer.total_bytes),
+        usable_bytes: to_i64(answer.available_bytes),
+    })
+}
+
+fn to_i64(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
 }

@@ -28,12 +28,13 @@ pub use kafka_wire::{
     alter_partition_reassignments_response, api_versions_response, create_partitions_response,
     create_topics_request, create_topics_response, delete_records_response, delete_topics_request,
     delete_topics_response, describe_cluster_response, describe_configs_response,
-    describe_groups_response, elect_leaders_response, fetch_request, find_coordinator_response,
-    incremental_alter_configs_request, incremental_alter_configs_response, join_group_response,
-    leave_group_response, list_groups_response, list_offsets_response,
-    list_partition_reassignments_response, metadata_request, metadata_response,
-    offset_commit_request, offset_commit_response, offset_fetch_request, offset_fetch_response,
-    offset_for_leader_epoch_response, produce_response,
+    describe_groups_response, describe_log_dirs_response, elect_leaders_response, fetch_request,
+    find_coordinator_response, incremental_alter_configs_request,
+    incremental_alter_configs_response, join_group_response, leave_group_response,
+    list_groups_response, list_offsets_response, list_partition_reassignments_response,
+    metadata_request, metadata_response, offset_commit_request, offset_commit_response,
+    offset_fetch_request, offset_fetch_response, offset_for_leader_epoch_response,
+    produce_response,
 };
 pub use kafka_wire_core::{ApiVersion, KafkaDecode, KafkaEncode, StrBytes, Uuid as WireUuid};
 

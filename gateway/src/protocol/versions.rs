@@ -1,9 +1,8 @@
 //! The closed list of APIs that the gateway implements, with their version ranges.
 //!
-//! Invariant: what is advertised is implemented, over the whole range; the exceptions are
+//! Invariant: what is advertised is implemented, over the whole range; the exception is
 //! Produce 0 to 2, which is advertised because librdkafka looks for it before it compresses, and
-//! answered with UNSUPPORTED_VERSION, as Apache Kafka 4 does; and DescribeLogDirs, which tells of no
-//! log dir, because kafka-reassign-partitions does nothing without an answer.
+//! answered with UNSUPPORTED_VERSION, as Apache Kafka 4 does.
 
 use super::messages as m;
 
@@ -62,7 +61,7 @@ apis! {
     InitProducerId = 22, 0..=5, flexible 2;
     OffsetForLeaderEpoch = 23, 2..=4, flexible 4;
     DescribeConfigs = 32, 1..=4, flexible 4;
-    DescribeLogDirs = 35, 1..=4, flexible 2;
+    DescribeLogDirs = 35, 1..=5, flexible 2;
     CreatePartitions = 37, 0..=3, flexible 2;
     ElectLeaders = 43, 0..=2, flexible 2;
     IncrementalAlterConfigs = 44, 0..=1, flexible 1;

@@ -331,6 +331,25 @@ impl v1::data_server::Data for BrokerService {
     }
 
     /// Every log ends at offset 50.
+    async fn describe_logs(
+        &self,
+        _request: Request<v1::DescribeLogsRequest>,
+    ) -> Answer<v1::DescribeLogsResponse> {
+        Ok(Response::new(v1::DescribeLogsResponse {
+            folder: "/data".to_owned(),
+            total_bytes: 1000,
+            available_bytes: 400,
+            // The second is of no topic that the gateway knows of.
+            logs: [1, 999]
+                .map(|raft_group_id| v1::LogDescription {
+                    raft_group_id,
+                    size_bytes: 70,
+                    offset_lag: 2,
+                })
+                .to_vec(),
+        }))
+    }
+
     async fn delete_records(
         &self,
         request: Request<v1::DeleteRecordsRequest>,

@@ -113,6 +113,24 @@ impl Log {
     }
 }
 
+/// Data that waits to be appended is counted while this lives.
+pub struct Held {
+    core: Arc<Core>,
+    bytes: usize,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.core.memory.release(self.bytes);
+    }
+}
+
+impl std::fmt::Debug for Held {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Held").field(&self.bytes).finish()
+    }
+}
+
 impl PartitionLog {
     pub(crate) fn new(log: Arc<Log>) -> Self {
         PartitionLog { log }
@@ -120,6 +138,11 @@ impl PartitionLog {
 
     pub fn group_id(&self) -> RaftGroupId {
         self.log.group
+    }
+
+    /// Its storage was opened with `Storage::open_driven`: nobody else works while a call waits.
+    pub fn is_driven(&self) -> bool {
+        self.log.core.is_driven
     }
 
     /// The vote that was saved last.
@@ -240,6 +263,14 @@ impl PartitionLog {
     /// a leader should refuse new data before it assigns offsets. It is meant for all logs alike.
     pub fn is_overloaded(&self) -> bool {
         self.log.core.memory.is_overloaded()
+    }
+
+    /// Room for data that waits to be appended, for as long as the value lives: half of the memory budget,
+    /// over all logs. `Overloaded`: there is none.
+    pub fn hold(&self, bytes: usize) -> Result<Held, StorageError> {
+        let core = self.log.core.clone();
+        core.memory.hold(bytes)?;
+        Ok(Held { core, bytes })
     }
 
     /// From now on segments of this log are sealed at this size.

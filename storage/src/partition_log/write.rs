@@ -44,6 +44,7 @@ impl PartitionLog {
         if has_batches {
             // Blank and membership entries always go: without them nothing could be committed,
             // and the memory never be freed.
+            core.wal.check_open()?;
             core.space.check(bytes)?;
             let has_uncommitted = {
                 let state = self.log.lock();
@@ -53,7 +54,10 @@ impl PartitionLog {
                 .check(bytes, has_uncommitted)
                 .inspect_err(|_| core.signals.free_memory())?;
         }
-        let reservation = core.wal.reserve(bytes)?;
+        let reservation = match has_batches {
+            true => core.wal.reserve(bytes)?,
+            false => core.wal.reserve_small(bytes)?,
+        };
         let mut state = self.log.lock();
         self.log.check_usable(&state)?;
         if let Some(first) = prepared.first() {
@@ -195,7 +199,7 @@ impl PartitionLog {
     ) -> Result<(), StorageError> {
         let core = &self.log.core;
         core.poison.check()?;
-        let reservation = core.wal.reserve(0)?;
+        let reservation = core.wal.reserve_small(0)?;
         let mut state = self.log.lock();
         self.log.check_usable(&state)?;
         let next = index
@@ -233,7 +237,7 @@ impl PartitionLog {
         core.poison.check()?;
         // What is committed never changes, so it can be looked up before the log is locked.
         let known = self.lookup_purge(upto_index)?;
-        let reservation = core.wal.reserve(0)?;
+        let reservation = core.wal.reserve_small(0)?;
         let mut state = self.log.lock();
         self.log.check_usable(&state)?;
         let purged = match state.purged {
@@ -295,7 +299,7 @@ impl PartitionLog {
     pub fn set_log_start(&self, offset: Offset, on_durable: OnDurable) -> Result<(), StorageError> {
         let core = &self.log.core;
         core.poison.check()?;
-        let reservation = core.wal.reserve(0)?;
+        let reservation = core.wal.reserve_small(0)?;
         let mut state = self.log.lock();
         self.log.check_usable(&state)?;
         if offset > state.log_end_offset() {
@@ -331,7 +335,7 @@ impl PartitionLog {
         if vote.len() > VOTE_MAX_BYTES {
             return Err(too_large("vote", vote.len(), VOTE_MAX_BYTES));
         }
-        let reservation = core.wal.reserve(vote.len())?;
+        let reservation = core.wal.reserve_small(vote.len())?;
         let mut state = self.log.lock();
         self.log.check_usable(&state)?;
         let record = Record::vote(self.log.group, &vote);

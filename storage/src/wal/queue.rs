@@ -1,7 +1,7 @@
 //! The bounded queue between those who append and the WAL thread.
 //!
-//! Invariant: room is reserved before a log is locked and filled after, so nobody waits for room
-//! while holding a lock that the WAL thread's callbacks need.
+//! Invariant: nobody waits for room. Records of data are refused beyond the bound, and their callers
+//! try again; the small ones of Raft's own always fit, since each group has few of them under way.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -35,7 +35,6 @@ pub struct Item {
 pub struct WalQueue {
     state: Mutex<State>,
     work: Condvar,
-    room: Condvar,
     poison: Arc<Poison>,
 }
 
@@ -62,32 +61,54 @@ impl WalQueue {
         WalQueue {
             state: Mutex::default(),
             work: Condvar::new(),
-            room: Condvar::new(),
             poison,
         }
     }
 
-    /// Waits until there is room. A record larger than the whole queue fits an empty one.
+    /// Room for a record of data; `Overloaded` while the disk does not keep up. A record larger than
+    /// the whole queue fits an empty one.
     pub fn reserve(&self, bytes: usize) -> Result<Reservation<'_>, StorageError> {
-        let mut state = lock(&self.state);
-        loop {
-            self.poison.check()?;
-            if state.is_closed {
-                return Err(StorageError::Closed);
-            }
-            let fits = state.bytes.saturating_add(bytes) <= QUEUED_BYTES_MAX
-                && state.records < QUEUED_RECORDS_MAX;
-            if fits || state.records == 0 {
-                state.bytes += bytes;
-                state.records += 1;
-                return Ok(Reservation {
-                    queue: self,
-                    bytes,
-                    is_used: false,
-                });
-            }
-            state = wait(&self.room, state);
+        let state = lock(&self.state);
+        let fits = state.bytes.saturating_add(bytes) <= QUEUED_BYTES_MAX
+            && state.records < QUEUED_RECORDS_MAX;
+        if !fits && state.records > 0 && !state.is_closed {
+            return Err(StorageError::Overloaded {
+                pinned_bytes: state.bytes,
+                max_bytes: QUEUED_BYTES_MAX,
+            });
         }
+        self.reserved(state, bytes)
+    }
+
+    /// Room for a small record without data, whatever is queued.
+    pub fn reserve_small(&self, bytes: usize) -> Result<Reservation<'_>, StorageError> {
+        self.reserved(lock(&self.state), bytes)
+    }
+
+    /// Fails if nothing is taken any more.
+    pub fn check_open(&self) -> Result<(), StorageError> {
+        match lock(&self.state).is_closed {
+            true => Err(StorageError::Closed),
+            false => Ok(()),
+        }
+    }
+
+    fn reserved(
+        &self,
+        mut state: MutexGuard<'_, State>,
+        bytes: usize,
+    ) -> Result<Reservation<'_>, StorageError> {
+        self.poison.check()?;
+        if state.is_closed {
+            return Err(StorageError::Closed);
+        }
+        state.bytes += bytes;
+        state.records += 1;
+        Ok(Reservation {
+            queue: self,
+            bytes,
+            is_used: false,
+        })
     }
 
     /// Queues a record of the storage itself, beyond the bound, even while closing: its callers
@@ -108,7 +129,6 @@ impl WalQueue {
     /// From now on nothing is taken from outside; what is queued is still written.
     pub fn close(&self) {
         lock(&self.state).is_closed = true;
-        self.room.notify_all();
         self.work.notify_all();
     }
 
@@ -129,7 +149,6 @@ impl WalQueue {
         state.is_finished = true;
         drop(state);
         self.work.notify_all();
-        self.room.notify_all();
     }
 
     /// The WAL thread is gone: nobody will take anything any more.
@@ -141,7 +160,6 @@ impl WalQueue {
         let items = std::mem::take(&mut state.items);
         drop(state);
         drop(items);
-        self.room.notify_all();
     }
 
     /// Waits for records and takes the next ones in order: at least one, up to `max_bytes`. Nothing
@@ -180,8 +198,6 @@ impl WalQueue {
             state.records -= 1;
             group.extend(state.items.pop_front());
         }
-        drop(state);
-        self.room.notify_all();
         group
     }
 }
@@ -212,7 +228,6 @@ impl Drop for Reservation<'_> {
             state.bytes -= self.bytes;
             state.records -= 1;
             drop(state);
-            self.queue.room.notify_all();
             self.queue.work.notify_all();
         }
     }

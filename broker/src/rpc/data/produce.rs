@@ -24,6 +24,8 @@ use crate::rpc::error::{WireError, leader};
 /// alone.
 const IN_FLIGHT_MAX: usize = 4096;
 const IN_FLIGHT_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// How long records with acks=0 or 1 wait for their turn at least.
+const LEADER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest a request may wait, whatever it asks.
 const TIMEOUT_MAX: Duration = Duration::from_secs(300);
 
@@ -144,7 +146,12 @@ impl Session for ProduceSession {
             SpanKind::Server,
         );
         let trace = span.as_ref().map(Span::context);
-        let timeout = Duration::from_millis(timeout_ms.into()).min(TIMEOUT_MAX);
+        let timeout = Duration::from_millis(timeout_ms.into());
+        // The client's timeout is how long it waits for replicas: acks=0 and 1 have nothing to do with it.
+        let timeout = match acks {
+            Acks::All => timeout.min(TIMEOUT_MAX),
+            Acks::None | Acks::Leader => timeout.clamp(LEADER_TIMEOUT, TIMEOUT_MAX),
+        };
         let deadline = Instant::now() + timeout;
         let size = partitions
             .iter()
