@@ -19,6 +19,8 @@ use crate::wait::{holds, wait_for};
 
 const START_DEADLINE: Duration = Duration::from_secs(120);
 const STOP_DEADLINE: Duration = Duration::from_secs(90);
+/// Brokers of a test take records however full the machine's disk is, within reason.
+pub const SMALL_RESERVE: (&str, &str) = ("CHRONIK_BROKER_STORAGE__RESERVE_BYTES", "134217728");
 
 /// What to start. The default is what `make run` starts.
 #[derive(Debug, Clone)]
@@ -120,6 +122,7 @@ impl Cluster {
             binary.display()
         );
         let mut command = Command::new(binary);
+        command.envs([SMALL_RESERVE]);
         command.envs(self.options.environment.iter().cloned());
         command
             .args(["dev", "--json", "--kafka-port", "0", "--rest-port", "0"])
@@ -233,6 +236,7 @@ impl Cluster {
         command
             .arg("--config")
             .arg(&service.config)
+            .envs([SMALL_RESERVE])
             .envs(self.options.environment.iter().cloned())
             .envs(environment.iter().copied())
             .stdin(Stdio::null())

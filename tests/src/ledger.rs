@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::cluster::Cluster;
-use crate::process::{ProcessId, Talking};
+use crate::process::Talking;
 use crate::tools::{franz_go, run};
 
 const VERIFY_DEADLINE: Duration = Duration::from_secs(300);
@@ -24,6 +24,7 @@ pub struct Production {
 pub struct Produced {
     pub topic: String,
     pub ledger: PathBuf,
+    pub sent: u64,
     pub acked: u64,
     /// Without an answer, or with an error: may be there once or not at all.
     pub unknown: u64,
@@ -61,11 +62,17 @@ impl Production {
             });
     }
 
-    /// It has not come to its end yet.
-    pub fn is_at_work(&self) -> bool {
-        ProcessId::of(self.process.pid()).is_some()
+    /// Waits until so many more records are acknowledged than now.
+    pub fn wait_until_acked_more(&self, records: u64, deadline: Duration) {
+        let told = |line: &String| line.strip_prefix("acked ")?.parse::<u64>().ok();
+        let next = |line: &str| told(&line.to_owned());
+        let so_far = self.process.lines_so_far().iter().filter_map(told).max();
+        // Counts are told every 10,000: without one of now, the next is waited for.
+        let so_far = so_far.unwrap_or_else(|| self.process.wait_for_line("acks", deadline, next));
+        self.wait_until_acked(so_far.saturating_add(records), deadline);
     }
 
+    /// Waits for its end; one that was started with `-until-told` is told.
     pub fn finish(self, deadline: Duration) -> Produced {
         let lines = self.process.finish(deadline);
         let last = lines.last().cloned().unwrap_or_default();
@@ -77,6 +84,7 @@ impl Production {
                 .unwrap_or_else(|| panic!("{field}: {told}"))
         };
         Produced {
+            sent: count("sent"),
             acked: count("acked"),
             unknown: count("unknown"),
             first_error: told["first_error"].as_str().unwrap_or_default().to_owned(),
@@ -115,6 +123,12 @@ impl Produced {
         let verdict = verify(&cluster.bootstrap(), &self.topic, &self.ledger);
         assert_eq!(verdict["acked"].as_u64(), Some(self.acked), "{verdict}");
         verdict
+    }
+
+    /// Every record that was sent was acknowledged, and there were at least so many.
+    pub fn assert_at_least_acked(&self, records: u64) {
+        assert!(self.acked >= records, "{}: {}", self.topic, self.acked);
+        self.assert_all_acked(self.sent);
     }
 
     /// Every record was acknowledged.

@@ -2,6 +2,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/binary"
@@ -59,6 +60,7 @@ func produce(ctx context.Context, args []string) error {
 	idempotent := c.flags.Bool("idempotent", true, "acks=all only")
 	retries := c.flags.Int("retries", 1<<30, "per record")
 	path := c.flags.String("ledger", "", "file for what was acknowledged")
+	untilTold := c.flags.Bool("until-told", false, "end when standard input does; -records is a limit then")
 	_ = c.flags.Parse(args)
 	if *size < headerSize {
 		return errors.New("-size must be at least 16")
@@ -87,8 +89,15 @@ func produce(ctx context.Context, args []string) error {
 		opts = append(opts, kgo.DisableIdempotentWrite(), kgo.MaxProduceRequestsInflightPerBroker(1))
 	}
 
+	var told atomic.Bool
+	if *untilTold {
+		go func() {
+			_, _ = bufio.NewReader(os.Stdin).ReadString(0)
+			told.Store(true)
+		}()
+	}
 	book := ledger{Size: *size, Offsets: map[string][]int64{}}
-	var acked, failed atomic.Int64
+	var sent, acked, failed atomic.Int64
 	var firstError atomic.Value
 	var wg sync.WaitGroup
 	for p := range *producers {
@@ -120,6 +129,10 @@ func produce(ctx context.Context, args []string) error {
 					due := started.Add(time.Duration(float64(n**producers) / float64(*rate) * float64(time.Second)))
 					time.Sleep(time.Until(due))
 				}
+				if told.Load() {
+					break
+				}
+				sent.Add(1)
 				partition, sequence := n%*partitions, n / *partitions
 				value := make([]byte, *size)
 				fill(value, p, partition, sequence)
@@ -154,7 +167,7 @@ func produce(ctx context.Context, args []string) error {
 	}
 	first, _ := firstError.Load().(string)
 	return json.NewEncoder(os.Stdout).Encode(map[string]any{
-		"acked": acked.Load(), "unknown": failed.Load(), "first_error": first,
+		"sent": sent.Load(), "acked": acked.Load(), "unknown": failed.Load(), "first_error": first,
 		"seconds": time.Since(started).Seconds(),
 	})
 }

@@ -17,6 +17,7 @@ use tokio::net::TcpSocket;
 use super::network::Network;
 use super::stall::Stall;
 use crate::bin_dir;
+use crate::cluster::SMALL_RESERVE;
 use crate::process::{OwnChild, ProcessId};
 use crate::rest::Rest;
 use crate::wait::wait_for;
@@ -371,6 +372,7 @@ impl Fleet {
         command
             .arg("--config")
             .arg(&service.config)
+            .envs([SMALL_RESERVE])
             .envs(service.environment.iter().cloned())
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a file can be shared"))

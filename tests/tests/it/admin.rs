@@ -115,6 +115,27 @@ fn kafka_topics_creates_describes_alters_and_deletes() {
     configs(&["--alter", "--add-config", "retention.ms=7200000"]);
     assert!(configs(&["--describe"]).contains("retention.ms=7200000"));
 
+    // Every broker tells of its own disk.
+    let arguments = ["--bootstrap-server", &bootstrap, "--describe"];
+    let mut log_dirs = kafka_tool("org.apache.kafka.tools.LogDirsCommand", &arguments);
+    let told = run_ok(&mut log_dirs, "", DEADLINE);
+    let told = told.lines().find(|line| line.starts_with('{'));
+    let told: Value = serde_json::from_str(told.expect("a line of JSON")).expect("JSON");
+    let brokers = told["brokers"].as_array().expect("a list").clone();
+    assert_eq!(brokers.len(), 3, "{told}");
+    for broker in &brokers {
+        let folder = format!("broker-{}", broker["broker"]);
+        let log_dir = &broker["logDirs"][0];
+        let path = log_dir["logDir"].as_str().unwrap_or_default();
+        assert!(path.ends_with(&folder), "{broker}");
+        let partitions = log_dir["partitions"].as_array().expect("a list");
+        let of_topic = |one: &&Value| {
+            let name = one["partition"].as_str().unwrap_or_default();
+            name.starts_with("orders-")
+        };
+        assert_eq!(partitions.iter().filter(of_topic).count(), 9, "{broker}");
+    }
+
     assert!(topics(&["--list"]).lines().any(|line| line == "orders"));
     topics(&["--delete", "--topic", "orders"]);
     wait_for("the topic to be gone", DEADLINE, || {

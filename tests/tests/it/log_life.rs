@@ -286,7 +286,7 @@ fn a_compacted_topic_keeps_the_last_value_of_every_key_on_every_replica() {
     let mut cluster = cluster("compacted", &settings);
     let rest = cluster.rest();
     let configs = json!({"cleanup.policy": "compact", "segment.bytes": "1048576",
-        "min.cleanable.dirty.ratio": "0.01"});
+        "min.cleanable.dirty.ratio": "0.01", "delete.retention.ms": "1000"});
     rest.create_topic("latest", 1, 3, configs);
     rest.wait_until_healthy("latest", DEADLINE);
     let filler = "x".repeat(1000);
@@ -329,6 +329,31 @@ fn a_compacted_topic_keeps_the_last_value_of_every_key_on_every_replica() {
     let leader = rest.partition("latest", 0).expect("REST answers").leader;
     cluster.kill_9(&format!("broker-{}", leader.expect("a leader")));
     assert_eq!(read_by_key(&cluster, "latest"), expected);
+    cluster.start_service(&format!("broker-{}", leader.expect("a leader")));
+    rest.wait_until_healthy("latest", DEADLINE);
+
+    // A record without a key would be lost with the next compaction: it is refused.
+    let to_latest = ["-P", "-b", &bootstrap, "-t", "latest", "-p", "0"];
+    let refused = run(&mut kcat(&to_latest), "no key\n", DEADLINE);
+    let told = format!("{}{}", refused.stdout, refused.stderr);
+    assert!(told.contains("Delivery failed"), "{refused:?}");
+
+    // A deleted key is told to consumers for delete.retention.ms, then nothing is left of it.
+    let keyed = [&to_latest[..], &["-K", "\t", "-Z", "-X", "acks=all"]].concat();
+    run_ok(&mut kcat(&keyed), "key-000\t\n", DEADLINE);
+    let full = format!("key-001\t{:08} {filler}\n", ROUNDS);
+    wait_for("nothing to be left of a deleted key", DEADLINE, || {
+        // What compaction may look at is sealed by what comes after.
+        run_ok(&mut kcat(&keyed), &full.repeat(300), DEADLINE);
+        let of_latest = [
+            "-C", "-q", "-e", "-b", &bootstrap, "-t", "latest", "-K", "\t",
+        ];
+        let lines = run_ok(&mut kcat(&of_latest), "", DEADLINE);
+        let left = lines.lines().filter(|line| line.starts_with("key-000"));
+        let mut other = lines.lines().filter(|line| line.starts_with("key-002"));
+        assert!(other.next().is_some(), "other keys stay");
+        holds(left.count() == 0, "the key or its tombstone is still there")
+    });
     cluster.assert_no_panic();
     cluster.stop();
 }
@@ -343,7 +368,8 @@ fn last_field(cluster: &Cluster, broker: &str, message: &str, name: &str) -> Opt
 
 #[test]
 fn a_replica_that_was_away_for_longer_than_raft_remembers_gets_the_files() {
-    const RECORDS: u64 = 300 * 1024;
+    const RECORDS: u64 = 150 * 1024;
+    const MESSAGE: &str = "the copy of the leader's log is in force";
     // Looked at often enough to be purged while it is written.
     let settings = [
         ("RAFT_KEEP_BYTES", "16777216"),
@@ -357,24 +383,33 @@ fn a_replica_that_was_away_for_longer_than_raft_remembers_gets_the_files() {
     write(&cluster, "away", 0, 1024);
     let leader = rest.partition("away", 0).unwrap().leader.unwrap();
     let follower = BROKERS[usize::from(leader == 1)];
-    cluster.kill_9(follower);
-    for part in 0..10 {
-        write(&cluster, "away", 1024 + part * RECORDS / 10, RECORDS / 10);
+    let mut next = 1024;
+    let mut copied = None;
+    // Raft forgets a moment after it may: on a busy machine once more is written than it keeps.
+    for _ in 0..4 {
+        cluster.kill_9(follower);
+        for part in 0..10 {
+            write(&cluster, "away", next + part * RECORDS / 10, RECORDS / 10);
+        }
+        next += RECORDS;
+        let began = Instant::now();
+        cluster.start_service(follower);
+        rest.wait_until_healthy("away", DEADLINE);
+        let seconds = began.elapsed().as_secs_f64();
+        let speed = last_field(&cluster, follower, MESSAGE, "mib_per_second");
+        copied = speed.map(|speed| (speed, seconds));
+        if copied.is_some() {
+            break;
+        }
     }
-    let began = Instant::now();
-    cluster.start_service(follower);
-    rest.wait_until_healthy("away", DEADLINE);
-    let seconds = began.elapsed().as_secs_f64();
-    let message = "the copy of the leader's log is in force";
-    let speed = last_field(&cluster, follower, message, "mib_per_second")
-        .expect("it took a copy instead of following Raft");
+    let (speed, seconds) = copied.expect("it took a copy instead of following Raft");
     report(&format!(
         "a replica back after {} MiB: copied at {speed:.0} MiB/s, in sync {seconds:.1} s after its start",
         RECORDS / 1024
     ));
     // Writes go on at it: it is a full replica.
-    write(&cluster, "away", 1024 + RECORDS, 1024);
-    let end = 2048 + RECORDS;
+    write(&cluster, "away", next, 1024);
+    let end = next + 1024;
     cluster.kill_9(&format!("broker-{leader}"));
     assert_eq!(read(&cluster, "away"), (0..end).collect::<Vec<_>>());
     cluster.start_service(&format!("broker-{leader}"));

@@ -19,4 +19,6 @@ mod durability;
 mod failover;
 mod figures;
 mod log_life;
+mod paused;
 mod reassignment;
+mod scale;

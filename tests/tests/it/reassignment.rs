@@ -86,10 +86,11 @@ fn every_partition_moves_under_load_and_nothing_is_lost_or_repeated() {
     create_on(&rest, "moved", &rotated(&[1, 2, 3], 6, 3));
     // Nobody of the old ones stays.
     create_on(&rest, "disjoint", &rotated(&[1, 2], 2, 2));
-    let arguments = ["-records", "200000", "-rate", "8000", "-timeout", "290s"];
+    let arguments = ["-until-told", "-records", "2000000"];
+    let arguments = [&arguments[..], &["-rate", "8000", "-timeout", "290s"]].concat();
     let with = |partitions: &'static str| {
         let mut all = vec!["-partitions", partitions];
-        all.extend(arguments);
+        all.extend(&arguments);
         all
     };
     let productions = [
@@ -104,10 +105,6 @@ fn every_partition_moves_under_load_and_nothing_is_lost_or_repeated() {
     ask_to_move(&rest, "disjoint", &disjoint);
     wait_until_at(&rest, "moved", &moved);
     wait_until_at(&rest, "disjoint", &disjoint);
-    assert!(
-        productions.iter().all(Production::is_at_work),
-        "the load ended before the moves"
-    );
     wait_for("broker 1 to give its disk back", DEADLINE, || {
         let count = replicas_on(&cluster, "broker-1")?;
         holds(count == 0, format!("{count} replicas"))
@@ -115,7 +112,7 @@ fn every_partition_moves_under_load_and_nothing_is_lost_or_repeated() {
     for production in productions {
         let produced = production.finish(PRODUCE_DEADLINE);
         produced.verify(&cluster);
-        produced.assert_all_acked(200_000);
+        produced.assert_at_least_acked(20_000);
     }
     cluster.assert_sound();
     cluster.stop();
@@ -258,7 +255,8 @@ fn a_broker_is_drained_decommissioned_and_removed_under_load() {
     let rest = cluster.rest();
     rest.create_topic("drained", 12, 3, json!({"min.insync.replicas": "2"}));
     rest.wait_until_healthy("drained", DEADLINE);
-    let arguments = ["-partitions", "12", "-records", "200000", "-rate", "10000"];
+    let arguments = ["-partitions", "12", "-records", "2000000"];
+    let arguments = [&arguments[..], &["-until-told", "-rate", "10000"]].concat();
     let production = Production::start(&cluster, "drained", &arguments);
     production.wait_until_acked(20_000, PRODUCE_DEADLINE);
     let drain = |body: Value| {
@@ -303,7 +301,7 @@ fn a_broker_is_drained_decommissioned_and_removed_under_load() {
     });
     let produced = production.finish(PRODUCE_DEADLINE);
     produced.verify(&cluster);
-    produced.assert_all_acked(200_000);
+    produced.assert_at_least_acked(20_000);
     rest.wait_until_healthy("drained", DEADLINE);
     cluster.assert_no_panic();
     cluster.stop();

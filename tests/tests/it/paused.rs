@@ -1,0 +1,93 @@
+//! A broker that stands still for longer than its session: SIGSTOP, as a virtual machine that is moved, or a
+//! host that swaps, would do it.
+
+use std::time::{Duration, Instant};
+
+use chronik_tests::cluster::Cluster;
+use chronik_tests::figures::report;
+use chronik_tests::ledger::Production;
+use chronik_tests::rest::Rest;
+use chronik_tests::wait::{holds, wait_for};
+use serde_json::{Value, json};
+
+const DEADLINE: Duration = Duration::from_secs(120);
+const PRODUCE_DEADLINE: Duration = Duration::from_secs(300);
+
+/// What the controllers' metric says of the partitions in a state.
+fn counted(rest: &Rest, state: &str) -> Result<f64, String> {
+    let text = rest.text("/metrics")?;
+    let name = format!("chronik_controller_partitions{{state=\"{state}\"}} ");
+    let value = text.lines().find_map(|line| line.strip_prefix(&name));
+    let value = value.and_then(|value| value.trim().parse().ok());
+    value.ok_or_else(|| format!("no {name}"))
+}
+
+fn listed(rest: &Rest, state: &str) -> Result<usize, String> {
+    let list = rest.get(&format!("/v1/partitions?state={state}"))?;
+    let of_topic = |one: &&Value| one["topic"] == "paused";
+    let all = list["partitions"].as_array().into_iter().flatten();
+    Ok(all.filter(of_topic).count())
+}
+
+#[test]
+fn a_broker_that_stands_still_is_replaced_and_takes_nothing_back() {
+    let mut cluster = Cluster::start("paused");
+    let rest = cluster.rest();
+    // With one replica of three away, a third of the partitions refuse acks=all.
+    rest.create_topic("paused", 6, 3, json!({"min.insync.replicas": "2"}));
+    rest.create_topic("strict", 1, 3, json!({"min.insync.replicas": "3"}));
+    rest.wait_until_healthy("paused", DEADLINE);
+    rest.wait_until_healthy("strict", DEADLINE);
+    let arguments = ["-partitions", "6", "-records", "3000000", "-until-told"];
+    let arguments = [&arguments[..], &["-rate", "8000", "-timeout", "290s"]].concat();
+    let production = Production::start(&cluster, "paused", &arguments);
+    production.wait_until_acked(20_000, PRODUCE_DEADLINE);
+
+    let paused = cluster.service("broker-1").process.clone();
+    let began = Instant::now();
+    paused.signal(libc::SIGSTOP);
+    wait_for("the others to lead all partitions", DEADLINE, || {
+        let partitions = rest.partitions("paused")?;
+        let led = partitions.iter().all(|p| p.leader.is_some_and(|l| l != 1));
+        holds(led, format!("{partitions:?}"))
+    });
+    report(&format!(
+        "a broker stopped by SIGSTOP leads nothing any more after {:.1} s",
+        began.elapsed().as_secs_f64()
+    ));
+    wait_for("the broker to be fenced", DEADLINE, || {
+        let broker = rest.get("/v1/brokers/1")?;
+        holds(broker["fenced"] == true, broker.to_string())
+    });
+    production.wait_until_acked_more(20_000, PRODUCE_DEADLINE);
+    wait_for("the missing replicas to be told", DEADLINE, || {
+        let lists = (
+            listed(&rest, "under-replicated")?,
+            listed(&rest, "offline")?,
+        );
+        holds(lists == (6, 0), format!("{lists:?}"))?;
+        let strict = rest.get("/v1/partitions?state=under-min-isr")?;
+        holds(
+            strict["partitions"][0]["topic"] == "strict",
+            strict.to_string(),
+        )
+    });
+    let metric = |state: &str| counted(&rest, state);
+    wait_for("the metrics to say so too", DEADLINE, || {
+        let under = (metric("under_replicated")?, metric("under_min_isr")?);
+        holds(under.0 >= 7.0 && under.1 >= 1.0, format!("{under:?}"))
+    });
+
+    paused.signal(libc::SIGCONT);
+    rest.wait_until_healthy("paused", DEADLINE);
+    rest.wait_until_healthy("strict", DEADLINE);
+    let produced = production.finish(PRODUCE_DEADLINE);
+    produced.verify(&cluster);
+    produced.assert_at_least_acked(40_000);
+    wait_for("the lists to be empty", DEADLINE, || {
+        let lists = (listed(&rest, "under-replicated")?, metric("under_min_isr")?);
+        holds(lists == (0, 0.0), format!("{lists:?}"))
+    });
+    cluster.assert_no_panic();
+    cluster.stop();
+}

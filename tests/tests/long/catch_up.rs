@@ -1,0 +1,104 @@
+//! A replica that missed a gibibyte: how fast it comes back, and what its clients feel of it.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use chronik_tests::cluster::{Cluster, Options};
+use chronik_tests::figures::report;
+use chronik_tests::ledger::produce;
+use chronik_tests::process::Talking;
+use chronik_tests::tools::franz_go;
+use chronik_tests::wait::measure_over;
+use serde_json::json;
+
+const DEADLINE: Duration = Duration::from_secs(300);
+const BASELINE: Duration = Duration::from_secs(15);
+const MISSED_BYTES: u64 = 1 << 30;
+/// Bytes per second.
+const RATE_BOUND: f64 = 100e6;
+/// How many times its quiet value the foreground's p99 may be.
+const P99_BOUND: f64 = 2.0;
+
+fn now() -> u128 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.expect("the clock is after 1970").as_nanos()
+}
+
+/// How long the writes took that began within the window, in milliseconds, sorted.
+fn latencies(lines: &[String], window: std::ops::Range<u128>) -> Vec<f64> {
+    let of = |line: &String| {
+        let mut words = line.strip_prefix("ack ")?.split(' ').skip(2);
+        let began: u128 = words.next()?.parse().ok()?;
+        let ended: u128 = words.next()?.parse().ok()?;
+        window
+            .contains(&began)
+            .then_some((ended - began) as f64 / 1e6)
+    };
+    let mut found: Vec<f64> = lines.iter().filter_map(of).collect();
+    found.sort_unstable_by(f64::total_cmp);
+    found
+}
+
+fn p99(sorted: &[f64]) -> f64 {
+    assert!(sorted.len() >= 300, "only {} writes", sorted.len());
+    sorted[sorted.len() * 99 / 100]
+}
+
+#[test]
+fn a_replica_that_missed_a_gibibyte_catches_up_beside_its_clients() {
+    let options = Options {
+        alone: true,
+        ..Options::default()
+    };
+    let mut cluster = Cluster::start_with("catch-up", options);
+    let rest = cluster.rest();
+    rest.create_topic("bulk", 4, 3, json!({"min.insync.replicas": "2"}));
+    rest.create_topic("front", 2, 3, json!({"min.insync.replicas": "2"}));
+    rest.wait_until_healthy("bulk", DEADLINE);
+    rest.wait_until_healthy("front", DEADLINE);
+    cluster.kill_9("broker-3");
+    let records = (MISSED_BYTES / 1024).to_string();
+    let arguments = ["-partitions", "4", "-size", "1024", "-timeout", "290s"];
+    let mut arguments = arguments.to_vec();
+    arguments.extend(["-records", &records]);
+    let missed = produce(&cluster, "bulk", &arguments, DEADLINE);
+    missed.assert_all_acked(MISSED_BYTES / 1024);
+
+    let arguments = ["-topic", "front", "-partitions", "2", "-timeout", "10m"];
+    let mut command = franz_go("probe", &cluster.bootstrap(), &arguments);
+    let probe = Talking::spawn("probe", &mut command, &cluster.file("probe.log"));
+    probe.wait_for_line("a first ack", DEADLINE, |line| {
+        line.starts_with("ack ").then_some(())
+    });
+    let quiet = now();
+    measure_over(BASELINE);
+    let began_at = now();
+    let began = Instant::now();
+    cluster.start_service("broker-3");
+    cluster.wait_until_ready("broker-3", DEADLINE);
+    let ready = began.elapsed();
+    rest.wait_until_healthy("bulk", DEADLINE);
+    let took = began.elapsed();
+    let ended_at = now();
+    let lines = probe.finish(DEADLINE);
+    let before = p99(&latencies(&lines, quiet..began_at));
+    let meanwhile = p99(&latencies(&lines, began_at..ended_at));
+    let rate = MISSED_BYTES as f64 / took.as_secs_f64();
+    report(&format!(
+        "a replica that missed 1 GiB: back in the ISR {:.1} s after its start (ready after {:.1} s), {:.0} MB/s; \
+         p99 of writes beside it {meanwhile:.1} ms, {before:.1} ms before",
+        took.as_secs_f64(),
+        ready.as_secs_f64(),
+        rate / 1e6
+    ));
+    // What it holds is what was acknowledged: it and one other serve it all.
+    rest.wait_until_healthy("front", DEADLINE);
+    cluster.kill_9("broker-1");
+    missed.verify(&cluster);
+    assert!(rate >= RATE_BOUND, "{:.0} MB/s", rate / 1e6);
+    assert!(
+        meanwhile <= before * P99_BOUND,
+        "p99 {meanwhile:.1} ms, {before:.1} ms before"
+    );
+    cluster.assert_no_panic();
+    cluster.stop();
+}

@@ -1,0 +1,26 @@
+//! 10,000 partitions with three replicas each on three brokers, on one machine: the bounds are the
+//! promises.
+
+use std::time::Duration;
+
+use chronik_tests::scale::{Bounds, Plan, run};
+
+#[test]
+fn ten_thousand_partitions_rest_fail_over_and_restart() {
+    run(
+        "scale-10000",
+        &Plan {
+            topics: 100,
+            partitions_per_topic: 100,
+            rest_after_ms: 5000,
+            idle_window: Duration::from_secs(20),
+            bounds: Bounds {
+                created: Duration::from_secs(60),
+                idle_cpu: 0.10,
+                memory_kib_per_replica: 64.0,
+                all_led: Duration::from_secs(3),
+                restarted: Duration::from_secs(30),
+            },
+        },
+    );
+}
