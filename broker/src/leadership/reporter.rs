@@ -29,6 +29,9 @@ use crate::replica::{Leadership, Replica};
 
 /// How often the progress of followers that are not settled is looked at.
 const SCAN_INTERVAL: Duration = Duration::from_millis(250);
+/// After a look at all partitions nothing is looked at for so many times as long as it took, but no longer
+/// than a scan may be away: changes come one by one when thousands of partitions are made.
+const PAUSE_FACTOR: u32 = 4;
 /// How often the progress of moves is told.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 /// Reports in one call.
@@ -77,6 +80,9 @@ pub async fn run(mut options: ReporterOptions) {
     let mut led: HashMap<RaftGroupId, Led> = HashMap::new();
     let mut sending: Option<Sending> = None;
     let mut scan_at: Option<Instant> = None;
+    // Something has changed since all partitions were looked at.
+    let mut is_stale = false;
+    let mut look_at = Instant::now();
     let mut send_at: Option<Instant> = None;
     let mut progress_at = Instant::now();
     let mut moving: BTreeSet<RaftGroupId> = BTreeSet::new();
@@ -99,21 +105,21 @@ pub async fn run(mut options: ReporterOptions) {
                 while let Ok(event) = options.led.try_recv() {
                     take_event(&mut led, event);
                 }
-                observe(&mut led, &options, true);
+                is_stale = true;
             }
             changed = options.links.changed() => {
                 if changed.is_err() {
                     return;
                 }
-                observe(&mut led, &options, true);
+                is_stale = true;
             }
             changed = options.view.changed() => {
                 if changed.is_err() {
                     return;
                 }
-                observe(&mut led, &options, true);
-                moving = moving_groups(&led, &options.view.borrow().image);
+                is_stale = true;
             }
+            () = sleep_until(look_at), if is_stale => {}
             () = sleep_until(scan_at.unwrap_or_else(Instant::now)), if scan_at.is_some() => {
                 scan_at = None;
                 let tells_progress = !moving.is_empty() && Instant::now() >= progress_at;
@@ -124,6 +130,17 @@ pub async fn run(mut options: ReporterOptions) {
             }
             () = sleep_until(send_at.unwrap_or_else(Instant::now)),
                 if send_at.is_some() && sending.is_none() => send_at = None,
+        }
+        if is_stale {
+            let began = Instant::now();
+            if began < look_at {
+                continue;
+            }
+            is_stale = false;
+            observe(&mut led, &options, true);
+            moving = moving_groups(&led, &options.view.borrow().image);
+            let pause = began.elapsed().saturating_mul(PAUSE_FACTOR);
+            look_at = Instant::now() + pause.min(SCAN_INTERVAL);
         }
         if sending.is_none() {
             let now = Instant::now();
