@@ -106,13 +106,18 @@ fn read(cluster: &Cluster, topic: &str) -> Vec<u64> {
 
 fn earliest(cluster: &Cluster, topic: &str) -> i64 {
     let query = format!("{topic}:0:-2");
-    let output = run_ok(
-        &mut kcat(&["-Q", "-b", &cluster.bootstrap(), "-t", &query]),
-        "",
-        DEADLINE,
-    );
-    let offset = output.trim().rsplit(' ').next().unwrap_or_default();
-    offset.parse().unwrap_or_else(|_| panic!("{output}"))
+    let bootstrap = cluster.bootstrap();
+    // kcat asks once; after a restart the leader may just be changing.
+    wait_for("an answer about the log start", DEADLINE, || {
+        let asked = run(
+            &mut kcat(&["-Q", "-b", &bootstrap, "-t", &query]),
+            "",
+            DEADLINE,
+        );
+        holds(asked.success, &asked.stderr)?;
+        let offset = asked.stdout.trim().rsplit(' ').next().unwrap_or_default();
+        offset.parse().map_err(|_| asked.stdout.clone())
+    })
 }
 
 /// kill -9 of everything, and all up again.
