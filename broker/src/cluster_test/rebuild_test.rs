@@ -65,7 +65,8 @@ impl Cluster {
     async fn roll_all(&self) {
         let end = self.replica_of(BROKERS[0]).log().log_end_offset();
         for id in BROKERS {
-            let replica = self.replica_of(id);
+            // A partition has a leader as soon as two of its replicas run.
+            let replica = self.started_replica_of(id).await;
             self.until("all is committed everywhere", || {
                 replica.high_watermark() >= end
             })
@@ -163,7 +164,7 @@ async fn written(cluster: &Cluster, controller: &FakeController) -> Vec<String> 
 /// All replicas have the same records, in memory or on disk, and the same files.
 async fn all_are_the_same(cluster: &Cluster, wrote: &[String]) {
     for id in BROKERS {
-        let replica = cluster.replica_of(id);
+        let replica = cluster.started_replica_of(id).await;
         cluster
             .until("all is committed", || {
                 replica.high_watermark().0 >= wrote.len() as i64
@@ -192,25 +193,35 @@ async fn a_damaged_leader_hands_over_and_is_rebuilt() {
     // So that it reads from its disk, not from memory.
     cluster.stop_in_order(DAMAGED).await;
     cluster.start_broker(DAMAGED, None);
+    let damaged = cluster.started_replica_of(DAMAGED).await;
+    let leadership = damaged.leadership();
+    // The image may show the leader of before its restart.
+    cluster
+        .until("it leads again", || leadership.borrow().ready)
+        .await;
     all_in_sync(controller, "it is back").await;
-    preferred_leaders(controller).await;
-    let damaged = cluster.replica_of(DAMAGED);
     harm(&cluster.files(DAMAGED, "log")[1], Harm::Flip);
     let others_lead = |image: &chronik_types::cluster_image::ClusterImage| {
         let topic = image.topic_by_name("t").unwrap();
         let leader = topic.partitions[0].leader;
         leader.is_some_and(|id| id != BrokerId(DAMAGED))
     };
-    // It leads. What it gives is right or an error.
-    match cluster.fetch_first(DAMAGED).await {
-        Ok(values) => assert_eq!(values[..], wrote[..values.len()]),
-        // Somebody else may have found the damage, so that it has handed over already.
-        Err(error) => assert!(
-            [v1::PartitionError::Storage, v1::PartitionError::NotLeader].contains(&error),
-            "{error:?}"
-        ),
-    }
-    controller.wait_for("another one leads", others_lead).await;
+    // What it gives is right or an error, and whoever reads finds the damage.
+    let read_until_others_lead = async {
+        while !others_lead(&controller.image()) {
+            match cluster.fetch_first(DAMAGED).await {
+                Ok(values) => assert_eq!(values[..], wrote[..values.len()]),
+                Err(error) => assert!(
+                    [v1::PartitionError::Storage, v1::PartitionError::NotLeader].contains(&error),
+                    "{error:?}"
+                ),
+            }
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(LIMIT, read_until_others_lead)
+        .await
+        .expect("another one leads");
     let leader = cluster.produce(GROUP, "meanwhile").await;
     assert_ne!(leader, DAMAGED);
     wrote.push("meanwhile".to_owned());
