@@ -97,6 +97,8 @@ pub struct Assignment {
 pub struct AssignmentChange {
     /// Groups that are wanted and were not, or as another replica, or the other way round.
     pub moved: bool,
+    /// Other replicas of groups that stay wanted.
+    pub placed: bool,
     /// Groups that stay wanted, whose partition changed.
     pub updated: Vec<RaftGroupId>,
 }
@@ -147,10 +149,16 @@ impl Assignment {
                 stays
             });
         }
-        if change.moved || !change.updated.is_empty() {
+        if change.moved || change.placed {
             let replicas = self.wanted.values().flat_map(|wanted| &wanted.replicas);
-            self.peers = replicas.map(|replica| replica.broker_id).collect();
-            self.peers.remove(&self.broker_id);
+            let mut peers = BTreeSet::new();
+            for replica in replicas {
+                if !peers.contains(&replica.broker_id) {
+                    peers.insert(replica.broker_id);
+                }
+            }
+            peers.remove(&self.broker_id);
+            self.peers = peers;
         }
         change
     }
@@ -200,6 +208,7 @@ impl Assignment {
                 Some(known) if *known == wanted => {}
                 Some(known) => {
                     change.moved |= known.replica_id != replica_id;
+                    change.placed |= known.replicas != wanted.replicas;
                     change.updated.push(group);
                     *known = wanted;
                 }

@@ -1,8 +1,9 @@
 //! Brokers and a request -> assignment. Pure: the leader passes in the random start.
 //!
 //! Invariant: the replicas of a partition are on different brokers, and on as many racks as there
-//! are. New leaders differ by at most one between live brokers that could all lead. Fenced brokers
-//! and those being drained are taken only where the others do not suffice, and never preferred as
+//! are. New leaders differ by at most one between live brokers that could all lead. What a
+//! broker leads has its second replicas on all the others, which share it when the broker dies. Fenced
+//! brokers and those being drained are taken only where the others do not suffice, and never preferred as
 //! leaders.
 
 use std::collections::BTreeMap;
@@ -21,6 +22,8 @@ pub struct Candidate {
     /// What it has already.
     pub leader_count: usize,
     pub replica_count: usize,
+    /// Of how many partitions it is the second replica, by the first: the one to take over.
+    pub successor_counts: BTreeMap<BrokerId, usize>,
 }
 
 /// Why there is no assignment.
@@ -45,7 +48,12 @@ pub enum PlacementError {
 /// All registered brokers with their present load.
 pub fn candidates(image: &ClusterImage) -> Vec<Candidate> {
     let mut load: BTreeMap<BrokerId, (usize, usize)> = BTreeMap::new();
+    let mut successors: BTreeMap<BrokerId, BTreeMap<BrokerId, usize>> = BTreeMap::new();
     for partition in image.topics.values().flat_map(|topic| &topic.partitions) {
+        if let [first, second, ..] = partition.replicas[..] {
+            let of_second = successors.entry(second.broker_id).or_default();
+            *of_second.entry(first.broker_id).or_default() += 1;
+        }
         for (place, replica) in partition.replicas.iter().enumerate() {
             let (leaders, replicas) = load.entry(replica.broker_id).or_default();
             *leaders += usize::from(place == 0);
@@ -65,6 +73,7 @@ pub fn candidates(image: &ClusterImage) -> Vec<Candidate> {
                 drained: broker.drain != Drain::None,
                 leader_count,
                 replica_count,
+                successor_counts: successors.remove(&broker.broker_id).unwrap_or_default(),
             }
         })
         .collect()
@@ -130,7 +139,19 @@ pub fn place(
                     };
                     let replicas = (placed[index].1, candidate.replica_count);
                     let avoided = (candidate.fenced, candidate.drained);
-                    (avoided, rack_mates, replicas, order(index))
+                    let successor_count = match chosen[..] {
+                        [leader] => candidate
+                            .successor_counts
+                            .get(&candidates[leader].broker_id),
+                        _ => None,
+                    };
+                    (
+                        avoided,
+                        rack_mates,
+                        replicas,
+                        successor_count.copied().unwrap_or_default(),
+                        order(index),
+                    )
                 });
             let Some(next) = next else { break };
             chosen.push(next);
@@ -140,6 +161,11 @@ pub fn place(
             placed[index].1 += 1;
             candidates[index].leader_count += usize::from(place == 0);
             candidates[index].replica_count += 1;
+        }
+        if let [first, second, ..] = chosen[..] {
+            let leader = candidates[first].broker_id;
+            let counts = &mut candidates[second].successor_counts;
+            *counts.entry(leader).or_default() += 1;
         }
         assignments.push(
             chosen
@@ -168,6 +194,7 @@ mod tests {
                 drained: false,
                 leader_count: 0,
                 replica_count: 0,
+                successor_counts: BTreeMap::new(),
             })
             .collect()
     }
@@ -213,6 +240,20 @@ mod tests {
             }
             prop_assert!(candidates.iter().all(|c| c.leader_count == 10));
         }
+    }
+
+    #[test]
+    fn all_others_share_what_a_dead_broker_led() {
+        let mut candidates = brokers(3, 0);
+        let mut successors: BTreeMap<(i32, i32), usize> = BTreeMap::new();
+        for start in 0..20 {
+            for assignment in place(&mut candidates, 10, 3, start * 7).unwrap() {
+                let pair = (assignment[0].0, assignment[1].0);
+                *successors.entry(pair).or_default() += 1;
+            }
+        }
+        assert_eq!(successors.len(), 6);
+        assert!(spread(successors.values().copied()) <= 2, "{successors:?}");
     }
 
     #[test]

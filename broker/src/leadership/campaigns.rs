@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use chronik_types::id::RaftGroupId;
 
 /// Campaigns at the same time.
-const RUNNING_MAX: usize = 64;
+const RUNNING_MAX: usize = 256;
 
 /// Groups that are to campaign, in two lanes.
 #[derive(Debug, Default)]
@@ -55,7 +55,7 @@ mod tests {
     #[test]
     fn what_is_in_use_goes_first_and_few_run_at_once() {
         let mut queue = CampaignQueue::default();
-        for group in 0..100 {
+        for group in 0..2 * RUNNING_MAX as u64 {
             queue.push(RaftGroupId(group), group % 10 == 3);
         }
         let mut order = Vec::new();
@@ -64,7 +64,9 @@ mod tests {
             order.push(group.0);
         }
         assert_eq!(order.len(), RUNNING_MAX);
-        assert_eq!(order[..12], [3, 13, 23, 33, 43, 53, 63, 73, 83, 93, 0, 1]);
+        let in_use = order.iter().take_while(|group| **group % 10 == 3);
+        assert_eq!(in_use.count(), 2 * RUNNING_MAX / 10);
+        assert_eq!(order[2 * RUNNING_MAX / 10..][..3], [0, 1, 2]);
         assert_eq!(queue.pop(), None);
         queue.ended();
         // One that somebody asks for meanwhile passes all that rest.

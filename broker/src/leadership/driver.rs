@@ -129,6 +129,8 @@ struct Driver {
     links: LinkTable,
     /// Groups of which no living leader is known.
     leaderless: u32,
+    /// Those that are about to be found so.
+    leaderless_soon: u32,
     fenced: BTreeSet<BrokerId>,
     /// Groups led here whose voters are not as they should be.
     unsettled: BTreeSet<RaftGroupId>,
@@ -153,6 +155,7 @@ pub async fn run(options: DriverOptions) {
         due: BinaryHeap::new(),
         links: LinkTable::default(),
         leaderless: 0,
+        leaderless_soon: 0,
         fenced: BTreeSet::new(),
         unsettled: BTreeSet::new(),
         next_hand_back: None,
@@ -452,11 +455,25 @@ impl Driver {
         for broker in came_up {
             self.greet(broker);
         }
+        // The first of them to be looked at shall wait for their turn as the last.
+        self.leaderless_soon = self.about_to_lose_leader();
         let groups: Vec<RaftGroupId> = self.groups.keys().copied().collect();
         for group in groups {
             self.evaluate(group);
         }
+        self.leaderless_soon = 0;
         self.check_unsettled();
+    }
+
+    /// How many groups lose their leader with the links as they are now.
+    fn about_to_lose_leader(&self) -> u32 {
+        let loses = |group: &&Group| {
+            let leader = group.leadership.leader;
+            let is_gone = leader.is_some_and(|l| !self.links.status(l.broker_id).is_up());
+            group.status == LeaderStatus::Live && is_gone
+        };
+        let count = self.groups.values().filter(loses).count();
+        u32::try_from(count).unwrap_or(u32::MAX)
     }
 
     /// A peer can be reached again: it learns who leads, and what it missed is sent at once.
@@ -565,7 +582,7 @@ impl Driver {
         let mut timing = self.options.timing;
         if !group.missed {
             let extra = STAGGER_PER_GROUP
-                .saturating_mul(self.leaderless)
+                .saturating_mul(self.leaderless.max(self.leaderless_soon))
                 .min(STAGGER_EXTRA_MAX);
             timing.extra = extra;
         }
@@ -602,15 +619,15 @@ impl Driver {
             .yields_until
             .map(|until| until.saturating_duration_since(Instant::now()));
         let delay = delay.max(yields.unwrap_or_default());
-        if group.due.is_some() && !changed {
-            return;
-        }
         // Jitter only where it matters: two replicas that failed against each other.
         let jitter = match group.attempts {
             0 => Duration::ZERO,
             _ => delay.mul_f64(rand::rng().random_range(0.0..0.5)),
         };
         let at = Instant::now() + delay + jitter;
+        if !changed && group.due.is_some_and(|due| due <= at) {
+            return;
+        }
         group.due = Some(at);
         self.due.push(Reverse((at, id)));
     }

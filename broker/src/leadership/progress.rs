@@ -82,7 +82,7 @@ impl Follower {
             };
             self.dropped_at = Some(now);
         }
-        if !is_in {
+        if !is_in || self.state == FollowerState::Unreachable {
             // It has to be caught up for all of the time that it is held out for.
             self.held_until = Some(now + self.hold);
         }
@@ -101,7 +101,7 @@ pub struct Followers {
     followers: BTreeMap<ReplicaId, Follower>,
     /// The log end at the last observation, and when that was.
     seen: Option<(Option<u64>, Instant)>,
-    settled: bool,
+    is_settled: bool,
     lag_max: Duration,
 }
 
@@ -115,15 +115,15 @@ impl Followers {
         Self {
             followers: followers.collect(),
             seen: None,
-            settled: false,
+            is_settled: false,
             lag_max,
         }
     }
 
-    /// Every follower had the whole log when last looked at: while it does not grow, nothing can
-    /// change but the links.
-    pub fn is_settled(&self, log_end: Option<u64>) -> bool {
-        self.settled && self.seen.is_some_and(|(end, _)| end == log_end)
+    /// Every follower had the whole log when last looked at, or could not be reached: while the log does
+    /// not grow, nothing can change but the links.
+    pub fn is_settled(&self) -> bool {
+        self.is_settled
     }
 
     /// Takes in the leader's view of now, and says how each follower is.
@@ -134,23 +134,27 @@ impl Followers {
         now: Instant,
     ) -> BTreeMap<BrokerId, FollowerState> {
         let seen = self.seen.replace((progress.last_index, now));
+        // Nobody looks while nothing happens: what was so then was so until a moment ago.
+        let seen = match self.is_settled {
+            true => seen.map(|(end, _)| (end, now)),
+            false => seen,
+        };
         let mut states = BTreeMap::new();
-        self.settled = true;
+        self.is_settled = true;
         for (replica, follower) in &mut self.followers {
             let known = progress
                 .followers
                 .iter()
                 .find(|other| other.replica == *replica);
             let matched = known.and_then(|other| other.matched);
-            if matched >= progress.last_index {
+            let has_all = matched >= progress.last_index;
+            if has_all {
                 follower.caught_up_at = Some(now);
-            } else {
-                self.settled = false;
-                if let Some((end, at)) = seen
-                    && matched >= end
-                {
-                    follower.caught_up_at = follower.caught_up_at.max(Some(at));
-                }
+            } else if let Some((end, at)) = seen
+                && matched >= end
+                && follower.state != FollowerState::Unreachable
+            {
+                follower.caught_up_at = follower.caught_up_at.max(Some(at));
             }
             let in_time = follower
                 .caught_up_at
@@ -177,8 +181,11 @@ impl Followers {
                 (true, false) => FollowerState::Lagging,
             };
             let state = follower.settle(raw, now);
-            // Time alone will change these.
-            self.settled &= state == raw && follower.unreachable_since.is_none();
+            self.is_settled &= match raw {
+                FollowerState::Unreachable => true,
+                // Time alone will change these.
+                _ => has_all && state == raw && follower.unreachable_since.is_none(),
+            };
             states.insert(replica.broker_id, state);
         }
         states
@@ -264,10 +271,7 @@ mod tests {
             );
             let up = now;
             while state(&mut followers, &there, true, now) != FollowerState::CaughtUp {
-                assert!(
-                    !followers.is_settled(Some(100)),
-                    "somebody has to look again"
-                );
+                assert!(!followers.is_settled(), "somebody has to look again");
                 now += Duration::from_millis(500);
             }
             now - up
@@ -324,13 +328,12 @@ mod tests {
             state(&mut followers, &progress(400, Some(210)), true, at(19)),
             Lagging
         );
-        assert!(!followers.is_settled(Some(400)));
+        assert!(!followers.is_settled());
         assert_eq!(
             state(&mut followers, &progress(400, Some(400)), true, at(20)),
             CaughtUp
         );
-        assert!(followers.is_settled(Some(400)));
-        assert!(!followers.is_settled(Some(401)));
+        assert!(followers.is_settled());
         assert_eq!(
             state(&mut followers, &progress(400, Some(400)), false, at(21)),
             Unreachable
@@ -357,6 +360,41 @@ mod tests {
         assert_eq!(look(500, 9, true, at(30)), FollowerState::Lagging);
         assert_eq!(look(500, 499, true, at(40)), FollowerState::Lagging);
         assert_eq!(look(500, 500, true, at(50)), FollowerState::CaughtUp);
+    }
+
+    #[test]
+    fn a_follower_that_missed_little_while_away_must_catch_up_too() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let lag_max = Duration::from_secs(30);
+        let mut followers = Followers::new(&[replica(2)], &[BrokerId(2)], lag_max, start);
+        let mut look = |last, matched, reachable, now| {
+            state(
+                &mut followers,
+                &progress(last, Some(matched)),
+                reachable,
+                now,
+            )
+        };
+        assert_eq!(look(500, 500, true, at(50)), FollowerState::CaughtUp);
+        // It had everything when it was last looked at.
+        assert_eq!(look(500, 500, false, at(60)), FollowerState::Unreachable);
+        assert_eq!(look(600, 500, true, at(70)), FollowerState::Lagging);
+        assert_eq!(look(600, 600, true, at(80)), FollowerState::CaughtUp);
+    }
+
+    #[test]
+    fn a_follower_of_a_log_that_rested_for_long_has_its_time() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let lag_max = Duration::from_secs(10);
+        let mut followers = Followers::new(&[replica(2)], &[BrokerId(2)], lag_max, start);
+        let mut look = |last, now| state(&mut followers, &progress(last, Some(9)), true, now);
+        assert_eq!(look(9, at(0)), FollowerState::CaughtUp);
+        // An hour later there are records, which it does not have yet.
+        assert_eq!(look(20, at(3_600)), FollowerState::CaughtUp);
+        assert_eq!(look(20, at(3_609)), FollowerState::CaughtUp);
+        assert_eq!(look(20, at(3_611)), FollowerState::Lagging);
     }
 
     #[test]

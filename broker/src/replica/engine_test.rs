@@ -214,6 +214,7 @@ async fn a_session_outlives_the_instances_that_serve_it() {
     let mut log_reader = super::log_store::LogStore::new(
         leader.log().clone(),
         Arc::default(),
+        Arc::default(),
         CancellationToken::new(),
     );
     for index in last.index - 10..last.index {

@@ -25,6 +25,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::codec;
+use super::growth::Growth;
 use super::in_flight::Pending;
 use super::raft_config::{
     Batches, Entry, EntryData, LogId, REPLICATION_READ_SIZE_MAX, TypeConfig, Vote,
@@ -42,6 +43,7 @@ const ROOM_WARN_INTERVAL: Duration = Duration::from_secs(10);
 pub struct LogStore {
     log: PartitionLog,
     traces: Arc<Traces>,
+    growth: Arc<Growth>,
     /// The instance that this store serves is being closed: nothing waits for room any more.
     closing: CancellationToken,
 }
@@ -61,10 +63,16 @@ fn invalid(what: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Err
 }
 
 impl LogStore {
-    pub fn new(log: PartitionLog, traces: Arc<Traces>, closing: CancellationToken) -> LogStore {
+    pub fn new(
+        log: PartitionLog,
+        traces: Arc<Traces>,
+        growth: Arc<Growth>,
+        closing: CancellationToken,
+    ) -> LogStore {
         LogStore {
             log,
             traces,
+            growth,
             closing,
         }
     }
@@ -454,7 +462,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
                 payload,
             });
         }
-        self.append_when_there_is_room(out, when_durable).await
+        let appended = self.append_when_there_is_room(out, when_durable).await;
+        self.growth.grew(self.log.group_id());
+        appended
     }
 
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> io::Result<()> {

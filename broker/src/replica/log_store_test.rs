@@ -153,7 +153,12 @@ impl StoreBuilder<TypeConfig, SuiteStore, StateMachine, Folder> for Builder {
         let log = storage.open_log(RaftGroupId(1)).unwrap();
         let state = Arc::new(ReplicaState::load(log.clone(), Upkeep::default()).unwrap());
         let store = SuiteStore {
-            inner: LogStore::new(log, state.traces.clone(), CancellationToken::new()),
+            inner: LogStore::new(
+                log,
+                state.traces.clone(),
+                Arc::default(),
+                CancellationToken::new(),
+            ),
             purged: Arc::default(),
         };
         Ok((
@@ -228,7 +233,12 @@ fn new_log(dir: &TempDir) -> (Storage, PartitionLog, LogStore) {
     (
         storage,
         log.clone(),
-        LogStore::new(log, Arc::default(), CancellationToken::new()),
+        LogStore::new(
+            log,
+            Arc::default(),
+            Arc::default(),
+            CancellationToken::new(),
+        ),
     )
 }
 
@@ -297,14 +307,24 @@ async fn an_append_waits_until_the_storage_has_room() {
     };
     let storage = Storage::open(config, Arc::new(RealDisk)).unwrap();
     let log = |group| storage.open_log(RaftGroupId(group)).unwrap();
-    let mut full = LogStore::new(log(1), Arc::default(), CancellationToken::new());
-    let mut waits = LogStore::new(log(2), Arc::default(), CancellationToken::new());
+    let mut full = LogStore::new(
+        log(1),
+        Arc::default(),
+        Arc::default(),
+        CancellationToken::new(),
+    );
+    let mut waits = LogStore::new(
+        log(2),
+        Arc::default(),
+        Arc::default(),
+        CancellationToken::new(),
+    );
     let body = "x".repeat(60 * 1024);
     full.blocking_append([normal(1, 0, stamped(value(&body), 0, 1))])
         .await
         .unwrap();
     let closing = CancellationToken::new();
-    let mut closed = LogStore::new(log(3), Arc::default(), closing.clone());
+    let mut closed = LogStore::new(log(3), Arc::default(), Arc::default(), closing.clone());
     let append = closed.blocking_append([normal(1, 0, stamped(value(&body), 0, 1))]);
     closing.cancel();
     let limit = std::time::Duration::from_secs(20);

@@ -17,6 +17,7 @@ pub mod watermark;
 
 pub mod copy;
 pub mod error;
+mod growth;
 mod in_flight;
 pub mod log_start;
 pub mod log_store;
@@ -57,7 +58,7 @@ use chronik_types::topic_config;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{InitializeError, RaftError};
 use openraft::network::{NetSnapshot, RaftNetworkFactory};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use engine::{Engine, RaftHandle, WakeError};
@@ -232,7 +233,12 @@ impl Replica {
         let heartbeat_interval = Duration::from_millis(raft_config.heartbeat_interval);
         let (raft_log, raft_state) = (log.clone(), state.clone());
         let start: engine::Start = Box::new(move |ended, closing| {
-            let log_store = LogStore::new(raft_log.clone(), raft_state.traces.clone(), closing);
+            let log_store = LogStore::new(
+                raft_log.clone(),
+                raft_state.traces.clone(),
+                raft_state.growth.clone(),
+                closing,
+            );
             let state_machine = StateMachine::new(raft_state.clone()).telling(ended);
             let (config, network) = (raft_config.clone(), network.clone());
             Box::pin(async move {
@@ -386,6 +392,11 @@ impl Replica {
 
     pub fn log_start_offset(&self) -> Offset {
         self.log.log_start_offset()
+    }
+
+    /// Tells `watcher` of the next append to the log; the same one each time.
+    pub fn watch_growth(&self, watcher: &mpsc::UnboundedSender<RaftGroupId>) {
+        self.state.growth.watch(watcher);
     }
 
     /// Brokers whose replicas are in sync, as the controller last said.

@@ -198,6 +198,8 @@ pub fn raft_config(timing: RaftTiming) -> Arc<openraft::Config> {
         api_channel_size: Some(CHANNEL_SIZE),
         notification_channel_size: Some(CHANNEL_SIZE),
         state_machine_channel_size: Some(64),
+        // Of statistics that are built out, and whose room is taken all the same.
+        log_stage_capacity: Some(1),
         ..openraft::Config::default()
     })
 }

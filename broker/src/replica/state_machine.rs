@@ -25,6 +25,7 @@ use super::applied::Applied;
 use super::codec;
 use super::copy::Copies;
 use super::error::OpenError;
+use super::growth::Growth;
 use super::log_store;
 use super::producer_state::ProducerTable;
 use super::purge::{PurgeMarks, Upkeep};
@@ -60,6 +61,7 @@ pub struct ReplicaState {
     /// Copies of the log that are being given to other replicas, or taken from one.
     pub copies: Copies,
     pub rebuilding: Rebuilding,
+    pub growth: Arc<Growth>,
 }
 
 impl ReplicaState {
@@ -78,6 +80,7 @@ impl ReplicaState {
             marks: PurgeMarks::new(log.group_id(), upkeep),
             copies: Copies::default(),
             rebuilding: Rebuilding::default(),
+            growth: Arc::default(),
             log,
             applied: Mutex::new(Applied::default()),
         };
