@@ -411,7 +411,6 @@ impl InboundPeer {
             let may_nudge = request.leadership_transfer;
             let result = endpoint.vote(request, pre_vote).await;
             if let Ok(response) = &result
-                && !pre_vote
                 && may_nudge
                 && !response.vote_granted
                 && response.last_log_id > candidate_last

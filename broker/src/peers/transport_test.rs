@@ -478,6 +478,10 @@ async fn votes_are_counted_and_a_longer_log_is_nudged() {
 
     request.last_log_id = Some(log_id(3, 10));
     request.leadership_transfer = true;
+    // It may be the only one to try: whoever only asks first must not be in vain for ever either.
+    let asked = client.pre_vote(request.clone(), option()).await.unwrap();
+    assert!(!asked.vote_granted);
+    assert_eq!(two.nudged.recv().await, Some(RaftGroupId(5)));
     assert!(!client.vote(request, option()).await.unwrap().vote_granted);
     assert_eq!(two.nudged.recv().await, Some(RaftGroupId(5)));
 
