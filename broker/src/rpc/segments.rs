@@ -17,7 +17,8 @@ use crate::replica::Replica;
 use crate::replica::copy::{Offer, parts};
 use crate::replicas::Replicas;
 
-const CHUNK_SIZE: usize = 1024 * 1024;
+/// Small, so that the messages of clients and of Raft do not wait for long behind one.
+const CHUNK_SIZE: usize = 256 * 1024;
 
 /// Serves every replica of this broker.
 #[derive(Clone)]
