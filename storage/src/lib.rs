@@ -27,6 +27,7 @@ mod clock;
 mod codec;
 pub mod disk;
 mod error;
+mod pace;
 mod poison;
 mod space;
 mod sync;

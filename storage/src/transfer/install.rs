@@ -6,7 +6,6 @@
 use std::io::IoSlice;
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
 
 use bytes::Bytes;
 use chronik_types::id::RaftGroupId;
@@ -16,6 +15,7 @@ use super::manifest::{LogManifest, ManifestSegment, SegmentFile};
 use crate::checkpoint::GroupCheckpoint;
 use crate::entry::Purged;
 use crate::error::StorageError;
+use crate::pace::HalfOfTheTime;
 use crate::partition_log::Log;
 use crate::partition_log::state::ReplicaState;
 use crate::segment::indexer::Indexer;
@@ -313,11 +313,10 @@ impl Installer {
             }
             Ok(())
         };
-        // Half of the time is left to others: clients are served by the same cores.
-        let mut began = Instant::now();
+        // Clients are served by the same cores.
+        let mut work = HalfOfTheTime::begin();
         let mut pace = |_| {
-            std::thread::sleep(began.elapsed());
-            began = Instant::now();
+            work.rest();
             ControlFlow::Continue(())
         };
         let _ = view.verify(&mut visit, &mut pace)?;
