@@ -27,6 +27,20 @@ pub fn wait_for<T, E: Display>(
     }
 }
 
+/// Looks until `look` says so. False: it did not within the time.
+pub fn comes_true(within: Duration, mut look: impl FnMut() -> bool) -> bool {
+    let started = Instant::now();
+    loop {
+        if look() {
+            return true;
+        }
+        if started.elapsed() >= within {
+            return false;
+        }
+        std::thread::sleep(LOOK_INTERVAL);
+    }
+}
+
 /// Turns a condition into what `wait_for` takes.
 pub fn holds(condition: bool, otherwise: impl Display) -> Result<(), String> {
     if condition {

@@ -183,7 +183,11 @@ impl Relay {
         let Ok(server) = TcpStream::connect(self.target).await else {
             return abort(&client);
         };
-        let Some(source) = self.source(address).await else {
+        let Ok(here) = client.local_addr() else {
+            return abort(&client);
+        };
+        let Some(source) = self.source(address, here).await else {
+            eprintln!("relay to {}: nobody is known who connects", self.name);
             return abort(&client);
         };
         let reset = |rules: &Rules| is_reset(rules, &source, &self.name);
@@ -208,10 +212,11 @@ impl Relay {
 
     /// Who connects from an address. A connection of nobody we know could not be cut from anybody:
     /// there is none, but that of a process that has just died.
-    async fn source(&self, address: SocketAddr) -> Option<String> {
+    async fn source(&self, there: SocketAddr, here: SocketAddr) -> Option<String> {
         for _ in 0..OWNER_TRIES {
             let owners = self.owners.clone();
-            let found = tokio::task::spawn_blocking(move || owner_of(address, &owners)).await;
+            let find = move || owner_of(socket_inode(there, here)?, &owners);
+            let found = tokio::task::spawn_blocking(find).await;
             if let Ok(Some(name)) = found {
                 return Some(name);
             }
@@ -277,9 +282,9 @@ impl Direction {
     }
 }
 
-/// The service whose process has its end of a connection at `address`.
-fn owner_of(address: SocketAddr, owners: &Owners) -> Option<String> {
-    let wanted = format!("socket:[{}]", socket_inode(address)?);
+/// The service whose process has the socket.
+fn owner_of(inode: u64, owners: &Owners) -> Option<String> {
+    let wanted = format!("socket:[{inode}]");
     let candidates = owners
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
@@ -294,19 +299,26 @@ fn owner_of(address: SocketAddr, owners: &Owners) -> Option<String> {
     Some(name)
 }
 
-/// The inode of the socket that is bound to a local address, by the kernel's table.
-fn socket_inode(address: SocketAddr) -> Option<u64> {
+/// The inode of the socket from `there` to `here`, by the kernel's table. The same local address may have
+/// other connections, and closed ones, which are nobody's.
+fn socket_inode(there: SocketAddr, here: SocketAddr) -> Option<u64> {
+    let (there, here) = (in_table(there)?, in_table(here)?);
+    let table = std::fs::read_to_string("/proc/net/tcp").ok()?;
+    table.lines().skip(1).find_map(|line| {
+        let mut fields = line.split_whitespace().skip(1);
+        let found = fields.next() == Some(&there) && fields.next() == Some(&here);
+        let inode: u64 = found.then(|| fields.nth(6)?.parse().ok()).flatten()?;
+        (inode != 0).then_some(inode)
+    })
+}
+
+/// An address as the kernel's table has it.
+fn in_table(address: SocketAddr) -> Option<String> {
     let SocketAddr::V4(address) = address else {
         return None;
     };
     let ip = u32::from_le_bytes(address.ip().octets());
-    let wanted = format!("{ip:08X}:{:04X}", address.port());
-    let table = std::fs::read_to_string("/proc/net/tcp").ok()?;
-    table.lines().skip(1).find_map(|line| {
-        let fields: Vec<&str> = line.split_whitespace().collect();
-        let found = fields.get(1) == Some(&wanted.as_str());
-        found.then(|| fields.get(9)?.parse().ok()).flatten()
-    })
+    Some(format!("{ip:08X}:{:04X}", address.port()))
 }
 
 #[cfg(test)]
@@ -368,6 +380,37 @@ mod tests {
             stream.read_exact(&mut [0]).unwrap();
             assert!(answers(&mut stream, LONG));
         }
+    }
+
+    #[test]
+    fn a_port_that_has_closed_connections_is_known_all_the_same() {
+        let (_network, stream) = echo();
+        let address = stream.peer_addr().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr();
+        let connect = |to: SocketAddr| {
+            let connecting = async {
+                let socket = tokio::net::TcpSocket::new_v4().unwrap();
+                socket.set_reuseaddr(true).unwrap();
+                socket.bind(*port.as_ref().unwrap()).unwrap();
+                socket.connect(to).await.unwrap().into_std().unwrap()
+            };
+            let stream = runtime.block_on(connecting);
+            stream.set_nonblocking(false).unwrap();
+            stream
+        };
+        // Who closes first leaves a line in the kernel's table for a minute.
+        for _ in 0..8 {
+            let other = TcpListener::bind("127.0.0.1:0").unwrap();
+            let closed = connect(other.local_addr().unwrap());
+            let (mut accepted, _) = other.accept().unwrap();
+            drop(closed);
+            assert_eq!(accepted.read(&mut [0]).unwrap(), 0);
+        }
+        assert!(answers(&mut connect(address), LONG));
     }
 
     #[test]
