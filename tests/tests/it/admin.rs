@@ -67,6 +67,64 @@ fn assert_tools_agree(cluster: &Cluster, topic: &str, partitions: usize) {
     });
 }
 
+/// What clients are promised, old ones and new ones. A version that goes is a break, one that comes is
+/// added here.
+const VERSIONS: [&str; 28] = [
+    "Produce(0): 0 to 13",
+    "Fetch(1): 4 to 18",
+    "ListOffsets(2): 1 to 11",
+    "Metadata(3): 0 to 13",
+    "OffsetCommit(8): 2 to 10",
+    "OffsetFetch(9): 1 to 10",
+    "FindCoordinator(10): 0 to 6",
+    "JoinGroup(11): 0 to 9",
+    "Heartbeat(12): 0 to 4",
+    "LeaveGroup(13): 0 to 5",
+    "SyncGroup(14): 0 to 5",
+    "DescribeGroups(15): 0 to 6",
+    "ListGroups(16): 0 to 5",
+    "ApiVersions(18): 0 to 5",
+    "CreateTopics(19): 2 to 7",
+    "DeleteTopics(20): 1 to 6",
+    "DeleteRecords(21): 0 to 2",
+    "InitProducerId(22): 0 to 5",
+    "OffsetForLeaderEpoch(23): 2 to 4",
+    "DescribeConfigs(32): 1 to 4",
+    "DescribeLogDirs(35): 1 to 5",
+    "CreatePartitions(37): 0 to 3",
+    "ElectLeaders(43): 0 to 2",
+    "IncrementalAlterConfigs(44): 0 to 1",
+    "AlterPartitionReassignments(45): 0 to 1",
+    "ListPartitionReassignments(46): 0",
+    "DescribeCluster(60): 0 to 2",
+    "UnregisterBroker(64): 0",
+];
+
+#[test]
+fn kafkas_own_tool_finds_every_version_usable() {
+    let mut cluster = Cluster::start("api-versions");
+    let bootstrap = cluster.bootstrap();
+    let arguments = ["--bootstrap-server", &bootstrap];
+    let mut tool = kafka_tool(
+        "org.apache.kafka.tools.BrokerApiVersionsCommand",
+        &arguments,
+    );
+    let told = run_ok(&mut tool, "", DEADLINE);
+    // Every endpoint says the same.
+    let endpoints = told.lines().filter(|line| line.ends_with("-> (")).count();
+    assert_eq!(endpoints, 3, "{told}");
+    let offered = told.lines().filter(|line| line.contains("[usable: "));
+    let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
+    for line in offered {
+        let (offer, _) = line.trim().split_once(" [usable: ").expect("just found");
+        *seen.entry(offer).or_default() += 1;
+    }
+    let expected: BTreeMap<&str, usize> = VERSIONS.iter().map(|offer| (*offer, 3)).collect();
+    assert_eq!(seen, expected, "{told}");
+    cluster.assert_no_panic();
+    cluster.stop();
+}
+
 #[test]
 fn kafka_topics_creates_describes_alters_and_deletes() {
     let mut cluster = Cluster::start("kafka-topics");
