@@ -1,0 +1,309 @@
+//! Who campaigns for a partition, and when: what `leadership` decides, put into timers and a queue.
+//!
+//! Invariant: each group is looked at as it is at that moment, before its campaign is queued and again
+//! before it starts.
+
+use std::cmp::Reverse;
+use std::time::Duration;
+
+use chronik_types::id::RaftGroupId;
+use rand::Rng;
+use tokio::time::{Instant, timeout};
+use tracing::{debug, info};
+
+use super::voters::electorate;
+use super::{Driver, Group, TaskEvent, has_leader};
+use crate::leadership::{GroupView, LeaderStatus, World};
+use crate::leadership::{campaign_delay, leader_status, reaches_majority};
+use crate::peers::LinkTable;
+use crate::peers::campaign::{elect, held_vote, take_over};
+
+/// How long one campaign is waited for before the next attempt is considered.
+const CAMPAIGN_TIMEOUT: Duration = Duration::from_millis(150);
+const CAMPAIGN_TIMEOUT_MAX: Duration = Duration::from_secs(1);
+/// Same, for a new group: the others may not have opened their replicas yet.
+const NEW_TIMEOUT: Duration = Duration::from_millis(40);
+/// Same, where a shorter log was in the way: the first attempt often meets a term that is taken.
+const NUDGED_TIMEOUT: Duration = Duration::from_millis(20);
+/// The second candidate of each partition waits longer the more partitions have no leader, since the
+/// first one has as many campaigns to run. One that cannot win says so, and is not waited for.
+const STAGGER_PER_GROUP: Duration = Duration::from_millis(3);
+const STAGGER_EXTRA_MAX: Duration = Duration::from_secs(20);
+/// A campaign is waited for longer the more of them run.
+const TIMEOUT_PER_CAMPAIGN: Duration = Duration::from_millis(10);
+/// A partition that was used so recently counts as in use.
+const IN_USE: Duration = Duration::from_secs(10);
+
+impl Driver {
+    pub(super) fn links_changed(&mut self, table: LinkTable) {
+        let before = std::mem::replace(&mut self.links, table);
+        let mut came_up = Vec::new();
+        for (broker, status) in &self.links.0 {
+            let was = before.status(*broker);
+            if was == *status {
+                continue;
+            }
+            info!(peer = broker.0, state = ?status.state, "the link to a peer changed");
+            if status.is_up() && (!was.is_up() || was.incarnation != status.incarnation) {
+                came_up.push(*broker);
+            }
+        }
+        for broker in came_up {
+            self.greet(broker);
+        }
+        // The first of them to be looked at shall wait for their turn as the last.
+        self.leaderless_soon = self.about_to_lose_leader();
+        let groups: Vec<RaftGroupId> = self.groups.keys().copied().collect();
+        for group in groups {
+            self.evaluate(group);
+        }
+        self.leaderless_soon = 0;
+        self.check_unsettled();
+    }
+
+    /// How many groups lose their leader with the links as they are now.
+    pub(super) fn about_to_lose_leader(&self) -> u32 {
+        let loses = |group: &&Group| {
+            let leader = group.leadership.leader;
+            let is_gone = leader.is_some_and(|l| !self.links.status(l.broker_id).is_up());
+            group.status == LeaderStatus::Live && is_gone
+        };
+        let count = self.groups.values().filter(loses).count();
+        u32::try_from(count).unwrap_or(u32::MAX)
+    }
+
+    /// Another replica with a shorter log tries to take over and cannot win: go ahead of it.
+    pub(super) fn nudged(&mut self, group: RaftGroupId) {
+        let now = Instant::now();
+        if let Some(state) = self.groups.get_mut(&group)
+            && !state.leadership.is_leader
+            && !state.campaigning
+            && !*self.options.draining.borrow()
+        {
+            state.leader_gone = true;
+            state.campaigning = true;
+            self.campaign(group, NUDGED_TIMEOUT, now);
+        }
+    }
+
+    /// A client asks for a partition that has no leader here: it does not wait behind others.
+    pub(super) fn missed(&mut self, id: RaftGroupId) {
+        let Some(group) = self.groups.get_mut(&id) else {
+            return;
+        };
+        if has_leader(group.status) || std::mem::replace(&mut group.missed, true) {
+            return;
+        }
+        if group.campaigning {
+            self.campaigns.push(id, true);
+            self.start_campaigns();
+        } else {
+            group.due = None;
+            self.evaluate(id);
+        }
+    }
+
+    /// Looks at one group as it is now, and sets when it is to campaign.
+    pub(super) fn evaluate(&mut self, id: RaftGroupId) {
+        let Some(group) = self.groups.get_mut(&id) else {
+            return;
+        };
+        let vote = held_vote(&group.replica);
+        // Where nothing is moved, all of the assignment votes.
+        let voters = match group.moving {
+            Some(_) => electorate(group),
+            None => group.replicas.clone(),
+        };
+        let view = GroupView {
+            me: group.replica.replica_id(),
+            replicas: &voters,
+            leader: group.leadership.leader,
+            is_leader: group.leadership.is_leader,
+            term: vote.term,
+            voted_for: vote.voted_for,
+            attempts: group.attempts,
+            is_damaged: group.replica.log().is_damaged(),
+        };
+        let heard = self.options.peers.heard().leader(id);
+        let world = World {
+            links: &self.links,
+            fenced: &self.fenced,
+            heard,
+        };
+        let status = leader_status(&view, &world);
+        let mut timing = self.options.timing;
+        if !group.missed {
+            let extra = STAGGER_PER_GROUP
+                .saturating_mul(self.leaderless.max(self.leaderless_soon))
+                .min(STAGGER_EXTRA_MAX);
+            timing.extra = extra;
+        }
+        let delay = campaign_delay(&view, &world, status, &timing);
+        let before = std::mem::replace(&mut group.status, status);
+        let changed = status != before;
+        match (has_leader(before), has_leader(status)) {
+            (true, false) => self.leaderless = self.leaderless.saturating_add(1),
+            (false, true) => self.leaderless = self.leaderless.saturating_sub(1),
+            _ => {}
+        }
+        if has_leader(status) {
+            group.attempts = 0;
+            group.leader_gone = false;
+            group.missed = false;
+        }
+        let cut_off = status == LeaderStatus::Me && !reaches_majority(&view, &self.links);
+        match group.step_down_at {
+            None if cut_off => {
+                let at = Instant::now() + self.options.step_down_after;
+                group.step_down_at = Some(at);
+                self.due.push(Reverse((at, id)));
+            }
+            Some(_) if !cut_off => group.step_down_at = None,
+            _ => {}
+        }
+        group.leader_gone |= status.is_certainly_gone();
+        let Some(delay) = delay.filter(|_| !group.campaigning && !*self.options.draining.borrow())
+        else {
+            group.due = None;
+            return;
+        };
+        let yields = group
+            .yields_until
+            .map(|until| until.saturating_duration_since(Instant::now()));
+        let delay = delay.max(yields.unwrap_or_default());
+        // Jitter only where it matters: two replicas that failed against each other.
+        let jitter = match group.attempts {
+            0 => Duration::ZERO,
+            _ => delay.mul_f64(rand::rng().random_range(0.0..0.5)),
+        };
+        let at = Instant::now() + delay + jitter;
+        if !changed && group.due.is_some_and(|due| due <= at) {
+            return;
+        }
+        group.due = Some(at);
+        self.due.push(Reverse((at, id)));
+    }
+
+    pub(super) fn timers(&mut self, now: Instant) {
+        while let Some(Reverse((at, id))) = self.due.peek().copied()
+            && at <= now
+        {
+            self.due.pop();
+            let Some(group) = self.groups.get(&id) else {
+                continue;
+            };
+            if group.step_down_at == Some(at) {
+                self.step_down(id);
+            } else if group.due == Some(at) {
+                // It may have become unnecessary without an event, as when a leader spoke.
+                let before = group.status;
+                self.evaluate(id);
+                if let Some(group) = self.groups.get_mut(&id)
+                    && group.due == Some(at)
+                    && group.status == before
+                {
+                    group.due = None;
+                    group.campaigning = true;
+                    let in_use = group.missed || group.replica.engine().idle_for() < IN_USE;
+                    self.campaigns.push(id, in_use);
+                }
+            }
+        }
+        self.start_campaigns();
+        if self.next_hand_back.is_some_and(|at| at <= now) {
+            self.next_hand_back = None;
+            self.hand_back(now);
+        }
+        self.summary.tell(now);
+    }
+
+    /// Starts as many campaigns as may run, each only if it is still needed.
+    pub(super) fn start_campaigns(&mut self) {
+        while let Some(id) = self.campaigns.pop() {
+            // It may have been asked for twice, and run already.
+            let waits = |group: &Group| group.campaigning && !group.running;
+            if !self.groups.get(&id).is_some_and(waits) {
+                continue;
+            }
+            self.evaluate(id);
+            let draining = *self.options.draining.borrow();
+            let Some(group) = self.groups.get_mut(&id) else {
+                continue;
+            };
+            if has_leader(group.status) || draining {
+                group.campaigning = false;
+                continue;
+            }
+            let limit = match held_vote(&group.replica).term {
+                0 => NEW_TIMEOUT,
+                _ => CAMPAIGN_TIMEOUT,
+            };
+            let limit = limit + TIMEOUT_PER_CAMPAIGN.saturating_mul(self.campaigns.running());
+            // One that was too short, on a busy machine, is not too short for ever: the next attempt
+            // takes a new term, and would undo what this one is about to win.
+            let limit = limit
+                .saturating_mul(1 << group.attempts.min(3))
+                .min(CAMPAIGN_TIMEOUT_MAX);
+            self.campaign(id, limit, Instant::now());
+        }
+    }
+
+    /// Of a group that is marked as campaigning.
+    pub(super) fn campaign(&mut self, id: RaftGroupId, limit: Duration, now: Instant) {
+        let Some(group) = self.groups.get_mut(&id) else {
+            return;
+        };
+        group.running = true;
+        group.due = None;
+        self.campaigns.started();
+        let (replica, by_force) = (group.replica.clone(), group.leader_gone);
+        debug!(raft_group_id = id.0, status = ?group.status, by_force, "campaigns for a partition");
+        self.options.metrics.campaigns.inc();
+        let events = self.events.clone();
+        let metrics = self.options.metrics.clone();
+        self.tasks.spawn(async move {
+            let mut leadership = replica.leadership();
+            let known = *leadership.borrow_and_update();
+            if by_force {
+                take_over(&replica, limit.min(CAMPAIGN_TIMEOUT)).await;
+            } else {
+                // One that never voted can disturb nobody: there is no need to ask first.
+                let ask_first = held_vote(&replica).term > 0;
+                elect(&replica, ask_first).await;
+            }
+            let mut own_epoch = known.leader_epoch;
+            let decided = leadership.wait_for(|current| {
+                // After its own, any other term is one that a rival has taken: try again with the next.
+                let is_lost = own_epoch > known.leader_epoch && current.leader_epoch > own_epoch;
+                own_epoch = own_epoch.max(current.leader_epoch);
+                is_lost || (current.leader.is_some() && current.leader_epoch > known.leader_epoch)
+            });
+            if let Ok(Ok(current)) = timeout(limit, decided).await
+                && current.is_leader
+            {
+                metrics
+                    .election_seconds
+                    .observe(now.elapsed().as_secs_f64());
+            }
+            events.send(TaskEvent::Campaigned(id)).ok();
+        });
+    }
+
+    /// A leader that no majority hears refuses what it cannot commit, and lets the others be.
+    pub(super) fn step_down(&mut self, id: RaftGroupId) {
+        let Some(group) = self.groups.get_mut(&id) else {
+            return;
+        };
+        group.step_down_at = None;
+        self.evaluate(id);
+        let Some(group) = self.groups.get_mut(&id) else {
+            return;
+        };
+        if group.step_down_at.take().is_none() {
+            return;
+        }
+        self.summary.stepped_down();
+        let replica = group.replica.clone();
+        self.tasks.spawn(async move { replica.step_down().await });
+    }
+}
