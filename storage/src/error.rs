@@ -148,6 +148,11 @@ impl StorageError {
         }
     }
 
+    /// A change of a log's segments was refused before the WAL said anything of it.
+    pub(crate) fn is_refused_change(&self) -> bool {
+        matches!(self, StorageError::Superseded | StorageError::Deleted(_)) || self.is_out_of_room()
+    }
+
     pub fn io(operation: &'static str, file: &Path, source: io::Error) -> Self {
         StorageError::Io {
             operation,

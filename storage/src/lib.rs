@@ -31,6 +31,7 @@ mod pace;
 mod poison;
 mod space;
 mod sync;
+mod wakers;
 
 pub use compaction::records;
 pub use compaction::{

@@ -9,6 +9,7 @@ use std::task::{Context, Poll, Waker};
 
 use crate::error::StorageError;
 use crate::sync::lock;
+use crate::wakers::Wakers;
 
 #[derive(Default)]
 pub struct Poison {
@@ -19,7 +20,7 @@ pub struct Poison {
 #[derive(Default)]
 struct Inner {
     why: Option<Arc<str>>,
-    wakers: Vec<Waker>,
+    wakers: Wakers,
 }
 
 impl Poison {
@@ -31,7 +32,7 @@ impl Poison {
         }
         let why = inner.why.get_or_insert_with(|| why.into()).clone();
         self.is_set.store(true, Ordering::Release);
-        let wakers = std::mem::take(&mut inner.wakers);
+        let wakers = inner.wakers.take();
         drop(inner);
         wakers.into_iter().for_each(Waker::wake);
         StorageError::Poisoned { why }
@@ -59,13 +60,7 @@ impl Future for Failed {
         if let Some(why) = &inner.why {
             return Poll::Ready(StorageError::Poisoned { why: why.clone() });
         }
-        if !inner
-            .wakers
-            .iter()
-            .any(|waker| waker.will_wake(context.waker()))
-        {
-            inner.wakers.push(context.waker().clone());
-        }
+        inner.wakers.add(context.waker());
         Poll::Pending
     }
 }

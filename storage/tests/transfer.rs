@@ -14,35 +14,6 @@ use common::*;
 
 const FILES: [SegmentFile; 2] = [SegmentFile::Log, SegmentFile::Sidecar];
 
-/// Entry i of term `1 + i / 7`; blank, membership and data; all committed.
-fn fill(log: &PartitionLog, range: std::ops::Range<u64>) {
-    for index in range {
-        let (term, offset) = (1 + index / 7, log.log_end_offset().0);
-        let body = [index as u8; 150];
-        let entry = match index % 5 {
-            0 => blank(index, term),
-            1 => membership(index, term, &body[..60]),
-            _ => batches(
-                index,
-                term,
-                offset,
-                &[(1, 5, &body), (3, 9 + offset, &body)],
-            ),
-        };
-        append(log, vec![entry]).unwrap();
-        log.set_committed(index);
-    }
-}
-
-fn source(count: u64) -> (FaultyDisk, Storage, PartitionLog) {
-    let disk = FaultyDisk::new();
-    let storage = open(&disk);
-    let log = storage.open_log(group(1)).unwrap();
-    log.set_segment_bytes(3000);
-    fill(&log, 0..count);
-    (disk, storage, log)
-}
-
 fn pieces(export: &Export, segment: usize, file: SegmentFile) -> Vec<Bytes> {
     let mut out: Vec<Bytes> = Vec::new();
     loop {
@@ -85,7 +56,7 @@ fn read_all(log: &PartitionLog) -> Vec<Bytes> {
 
 #[test]
 fn a_log_arrives_as_it_was_up_to_any_of_its_entries() {
-    let (_, _from, log) = source(60);
+    let (_, _from, log) = replica(60, 3000);
     let all = read_all(&log);
     for upto in [59, 58, 57, 36, 35, 4, 1, 0] {
         let export = log.export(upto).unwrap();
@@ -135,7 +106,7 @@ fn a_log_arrives_as_it_was_up_to_any_of_its_entries() {
         let crashed = open(&disk.crash_copy());
         let log = crashed.open_log(group(9)).unwrap();
         check(&log);
-        fill(&log, upto + 1..upto + 20);
+        fill_mixed(&log, upto + 1..upto + 20);
         crashed.close().unwrap();
         assert_eq!(entries(&log).len(), 19);
     }
@@ -147,7 +118,7 @@ fn a_log_arrives_as_it_was_up_to_any_of_its_entries() {
 
 #[test]
 fn a_flipped_bit_on_the_way_is_found_and_the_segment_can_be_sent_again() {
-    let (_, _from, log) = source(24);
+    let (_, _from, log) = replica(24, 3000);
     let export = log.export(23).unwrap();
     let storage = open(&FaultyDisk::new());
     let installer = send(&export, &storage, 1);
@@ -185,12 +156,12 @@ fn a_flipped_bit_on_the_way_is_found_and_the_segment_can_be_sent_again() {
 
 #[test]
 fn an_install_replaces_a_log_that_is_in_use_and_an_incomplete_one_changes_nothing() {
-    let (_, _from, log) = source(40);
+    let (_, _from, log) = replica(40, 3000);
     let export = log.export(39).unwrap();
     let disk = FaultyDisk::new();
     let storage = open(&disk);
     let old = storage.open_log(group(1)).unwrap();
-    fill(&old, 0..12);
+    fill_mixed(&old, 0..12);
     old.roll().unwrap();
     // Uncommitted entries of an old leader.
     append(&old, vec![blank(12, 3), blank(13, 3)]).unwrap();
@@ -225,7 +196,7 @@ fn an_install_replaces_a_log_that_is_in_use_and_an_incomplete_one_changes_nothin
     );
     drop(reader);
     assert!(disk.content(first).is_none());
-    fill(&old, 40..45);
+    fill_mixed(&old, 40..45);
     storage.close().unwrap();
     let again = open(&disk.crash(&mut || false));
     let log = again.open_log(group(1)).unwrap();
@@ -234,7 +205,7 @@ fn an_install_replaces_a_log_that_is_in_use_and_an_incomplete_one_changes_nothin
 
 #[test]
 fn what_is_exported_stays_although_it_is_deleted() {
-    let (disk, storage, log) = source(60);
+    let (disk, storage, log) = replica(60, 3000);
     log.roll().unwrap();
     let count = log.segments().len();
     let export = log.export(59).unwrap();
@@ -262,7 +233,7 @@ fn what_is_exported_stays_although_it_is_deleted() {
     assert_eq!(copy.log_start_offset(), log.log_end_offset());
     drop(export);
     assert!(paths_with(&disk, "/1/").is_empty());
-    fill(&copy, 60..64);
+    fill_mixed(&copy, 60..64);
     let export = copy.export(63).unwrap();
     storage.delete_log(group(2)).unwrap();
     assert!(matches!(
@@ -274,7 +245,7 @@ fn what_is_exported_stays_although_it_is_deleted() {
 
 #[test]
 fn what_was_received_for_a_log_that_never_came_to_be_is_removed() {
-    let (_, _from, log) = source(20);
+    let (_, _from, log) = replica(20, 3000);
     let export = log.export(19).unwrap();
     let disk = FaultyDisk::new();
     let storage = open(&disk);

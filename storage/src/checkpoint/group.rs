@@ -16,7 +16,7 @@ use crate::segment::Segment;
 /// Least bytes of each repeated part, to bound what a count may reserve.
 pub const GROUP_SIZE_MIN: usize = 48;
 /// Of version 1; later ones are larger.
-const SEGMENT_SIZE: usize = 88;
+pub const SEGMENT_SIZE_MIN: usize = 88;
 const FLAG_SEALED: u8 = 1;
 const FLAG_COMPACTED: u8 = 2;
 const TERM_START_SIZE: usize = 24;
@@ -163,7 +163,7 @@ impl GroupCheckpoint {
             1 => None,
             _ => Some(decode_place(reader)?),
         };
-        let count = bounded(reader.u32()?, left, SEGMENT_SIZE)?;
+        let count = bounded(reader.u32()?, left, SEGMENT_SIZE_MIN)?;
         let mut segments = (0..count)
             .map(|_| decode_segment(reader, version))
             .collect::<Option<Vec<_>>>()?;

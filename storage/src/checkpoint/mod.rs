@@ -5,7 +5,7 @@
 
 mod group;
 
-pub use group::{GroupCheckpoint, decode_segment, encode_segment};
+pub use group::{GroupCheckpoint, SEGMENT_SIZE_MIN, decode_segment, encode_segment};
 
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};

@@ -266,12 +266,12 @@ impl Run<'_> {
             origin: Origin::Compaction,
         };
         let replaced = self.log.core.signals.replace(self.log.clone(), replacement);
-        match &replaced {
-            // Nothing was written about it.
-            Err(StorageError::Superseded | StorageError::Deleted(_)) => {}
-            Err(error) if error.is_out_of_room() => {}
+        let is_refused = replaced
+            .as_ref()
+            .is_err_and(StorageError::is_refused_change);
+        if !is_refused {
             // It is part of the log, or nobody knows before the next start.
-            _ => group.taken(),
+            group.taken();
         }
         replaced
     }

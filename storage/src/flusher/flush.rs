@@ -96,8 +96,10 @@ impl Flusher {
             .and_then(|()| appender.finish());
         let segments = match appended {
             Ok(segments) => segments,
-            Err(error) if self.seal_if_missing(log, &error) => return Ok(true),
-            Err(error) => return Err(error),
+            Err(error) => match self.seal_if_missing(log, &error)? {
+                true => return Ok(true),
+                false => return Err(error),
+            },
         };
         self.publish(log, segments, active_at, next + entries.len() as u64);
         Ok(true)
@@ -106,19 +108,19 @@ impl Flusher {
     /// Somebody has removed a file of the segment that is written: nothing may be written behind the
     /// hole, so a new one is begun. One without records is gone on with, hole and all, since the next
     /// would have its name. False: it is another error.
-    fn seal_if_missing(&self, log: &Log, error: &StorageError) -> bool {
+    fn seal_if_missing(&self, log: &Log, error: &StorageError) -> Result<bool, StorageError> {
         let StorageError::Io { file, source, .. } = error else {
-            return false;
+            return Ok(false);
         };
         let mut state = log.lock();
         let active = state.segments.last().copied();
         let Some(active) = active.filter(|last| !last.is_sealed) else {
-            return false;
+            return Ok(false);
         };
         let mut kinds = FileKind::ALL.into_iter();
         let kind = kinds.find(|kind| self.core.files.path(log.group, active.id(), *kind) == *file);
         let Some(kind) = kind.filter(|_| source.kind() == ErrorKind::NotFound) else {
-            return false;
+            return Ok(false);
         };
         if let Some(last) = state.segments.last_mut() {
             last.is_sealed = active.log_bytes > 0;
@@ -127,12 +129,10 @@ impl Flusher {
         drop(state);
         if active.log_bytes == 0 {
             let made = self.core.files.open(log.group, active.id(), kind, true);
-            if made.is_err() {
-                return false;
-            }
+            made.map_err(|e| StorageError::io("cannot make", file, e))?;
         }
         self.found_missing(log.group, active.id(), kind, file);
-        true
+        Ok(true)
     }
 
     fn publish(&self, log: &Arc<Log>, segments: Vec<Segment>, active_at: usize, next: u64) {

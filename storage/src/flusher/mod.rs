@@ -173,7 +173,7 @@ impl Signals {
         self.ask(|pending, reply| pending.to_install.push_back((request, reply)))
     }
 
-    /// Waits until a segment has taken the place of others.
+    /// Waits until segments have taken the place of others.
     pub fn replace(&self, log: Arc<Log>, replacement: Replacement) -> Result<(), StorageError> {
         self.ask(|pending, reply| pending.to_replace.push_back((log, replacement, reply)))
     }

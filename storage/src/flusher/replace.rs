@@ -3,7 +3,7 @@
 //! ```text
 //! 1. the new segments' files are fsynced, and their names     unknown files: removed at a start
 //! 2. the segments to be replaced are in the checkpoint         so that replay finds them
-//! 3. a record of the WAL says what takes whose place, durable  from here on it is the new segment
+//! 3. a record of the WAL says what takes whose place, durable  from here on it has the new ones
 //! 4. memory says so too, and the old files go                  unknown files, as in 1
 //! ```
 

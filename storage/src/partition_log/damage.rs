@@ -13,6 +13,7 @@ use super::state::LogState;
 use crate::error::{Damage, StorageError};
 use crate::segment::{Segment, SegmentId};
 use crate::sync::lock;
+use crate::wakers::Wakers;
 
 /// A segment of which something cannot be read as it was written.
 #[derive(Debug, Clone)]
@@ -75,14 +76,14 @@ pub struct DamageSignal {
 #[derive(Default)]
 struct Inner {
     changes: u64,
-    wakers: Vec<Waker>,
+    wakers: Wakers,
 }
 
 impl DamageSignal {
     pub fn tell(&self) {
         let mut inner = lock(&self.inner);
         inner.changes += 1;
-        let wakers = std::mem::take(&mut inner.wakers);
+        let wakers = inner.wakers.take();
         drop(inner);
         wakers.into_iter().for_each(Waker::wake);
     }
@@ -109,10 +110,7 @@ impl DamageChanges {
                 *seen = inner.changes;
                 return Poll::Ready(());
             }
-            let is_known = |waker: &Waker| waker.will_wake(context.waker());
-            if !inner.wakers.iter().any(is_known) {
-                inner.wakers.push(context.waker().clone());
-            }
+            inner.wakers.add(context.waker());
             Poll::Pending
         })
         .await;

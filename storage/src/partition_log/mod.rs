@@ -34,8 +34,8 @@ use crate::sync::lock;
 pub const FLUSH_FROM_BYTES: usize = 1 << 20;
 
 /// Handle on the log of one partition. Cheap to clone; all clones are the same log. Calls do not
-/// wait for the disk unless they say so; `append`, `truncate_after` and `save_vote` wait when the
-/// WAL's queue is full.
+/// wait for the disk unless they say so, and never for room: data that finds none is refused
+/// (`Overloaded`, `Full`).
 #[derive(Clone)]
 pub struct PartitionLog {
     pub(crate) log: Arc<Log>,
@@ -86,7 +86,8 @@ impl Log {
         }
     }
 
-    /// To be called after the log start or the purged part has become durable.
+    /// To be called after the log start or the purged part has become durable, or segments have
+    /// come from another replica.
     pub fn trim_if_due(self: &Arc<Self>, mut state: MutexGuard<'_, LogState>) {
         let is_due = state.has_to_trim() && !state.is_trim_queued;
         state.is_trim_queued |= is_due;

@@ -9,14 +9,12 @@ use bytes::Bytes;
 use chronik_types::offset::Offset;
 
 use super::state::LogState;
-use crate::checkpoint::{VERSION, decode_segment, encode_segment};
+use crate::checkpoint::{SEGMENT_SIZE_MIN, VERSION, decode_segment, encode_segment};
 use crate::codec::Reader;
 use crate::segment::{Segment, SegmentId};
 
 /// Bytes of an id in a record.
 const ID_SIZE: usize = 12;
-/// Least bytes of a segment in a record.
-const SEGMENT_SIZE: usize = 88;
 
 const NOTHING: u8 = 0;
 const COMPACTED: u8 = 1;
@@ -87,7 +85,7 @@ impl Replacement {
             REBUILT => (Origin::Replica, reader.u32()? as usize),
             _ => return None,
         };
-        if count > bytes.len() / SEGMENT_SIZE {
+        if count > bytes.len() / SEGMENT_SIZE_MIN {
             return None;
         }
         let new = (0..count)
@@ -133,9 +131,9 @@ impl LogState {
             }
             Origin::Replica => {
                 // A segment that is made here next may have the offset of one that was replaced, or
-                // of the last new one, but never its name.
-                self.generation = self.generation.max(next);
-                self.next_generation = self.next_generation.max(next.saturating_add(1));
+                // of the last new one, but never its name; nor that of one that is on its way.
+                self.generation = self.generation.max(self.next_generation);
+                self.next_generation = self.generation.saturating_add(1);
                 self.cleaned_offset = replacement.cleaned_offset;
                 if is_at_front {
                     // The other replica may keep more or less of what is below the log start.
@@ -231,5 +229,10 @@ mod tests {
         assert_eq!(state.cleaned_offset, Offset(3));
         assert_eq!((state.generation, state.next_generation), (5, 6));
         assert!(state.apply_replacement(&replacement).is_empty());
+        // Others that are on their way were given 5 to 8.
+        let mut state = log();
+        state.next_generation = 9;
+        state.apply_replacement(&replacement);
+        assert_eq!((state.generation, state.next_generation), (9, 10));
     }
 }

@@ -44,15 +44,17 @@ impl PartitionLog {
         if has_batches {
             // Blank and membership entries always go: without them nothing could be committed,
             // and the memory never be freed.
-            core.wal.check_open()?;
-            core.space.check(bytes)?;
+            // Where nothing is taken any more nobody should wait for room.
+            let refused = |error| core.wal.check_open().err().unwrap_or(error);
+            core.space.check(bytes).map_err(refused)?;
             let has_uncommitted = {
                 let state = self.log.lock();
                 state.next_index() > state.committed_next
             };
             core.memory
                 .check(bytes, has_uncommitted)
-                .inspect_err(|_| core.signals.free_memory())?;
+                .inspect_err(|_| core.signals.free_memory())
+                .map_err(refused)?;
         }
         let reservation = match has_batches {
             true => core.wal.reserve(bytes)?,

@@ -6,11 +6,13 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use chronik_types::offset::Offset;
 
 use super::manifest::{LogManifest, ManifestSegment, SegmentFile};
 use crate::disk::read_full_at;
-use crate::entry::Purged;
+use crate::entry::{Purged, TermStart};
 use crate::error::StorageError;
+use crate::partition_log::state::LogState;
 use crate::partition_log::{Log, PartitionLog};
 use crate::segment::lookup::SegmentView;
 use crate::segment::sidecar::{SlotKind, continuations_of};
@@ -59,27 +61,16 @@ impl PartitionLog {
                 Some(next_offset) if !state.is_deleted && state.purged == purged => next_offset,
                 _ => return Err(log.index_out_of_range(&state, upto_index)),
             };
-            let log_start = state.log_start.min(next_offset);
-            let wanted = |segment: &&Segment| {
-                segment.first_index <= upto_index && segment.next_offset > log_start
-            };
-            let segments: Vec<Segment> = state.segments.iter().filter(wanted).copied().collect();
-            let known = |start: &&crate::TermStart| start.first_index <= upto_index;
             let manifest = LogManifest {
-                log_start_offset: log_start,
+                log_start_offset: state.log_start.min(next_offset),
                 next_offset,
                 last_index: upto_index,
                 last_term: term,
-                term_starts: state.term_starts.iter().filter(known).copied().collect(),
+                term_starts: Vec::new(),
                 cleaned_offset: state.cleaned_offset.min(next_offset),
                 segments: Vec::new(),
             };
-            segments.iter().for_each(|segment| state.pin(segment.id()));
-            Export {
-                log: log.clone(),
-                segments,
-                manifest,
-            }
+            Export::pinned(log, &mut state, manifest)
         };
         export.cut()?;
         Ok(export)
@@ -100,37 +91,24 @@ impl PartitionLog {
             if upto_index >= state.flushed_next {
                 return Err(log.index_out_of_range(&state, upto_index));
             }
-            let refused = |why| StorageError::NotRebuilt {
-                group: log.group,
-                why,
-            };
-            let wanted = |segment: &&Segment| {
-                segment.first_index <= upto_index && segment.next_offset > state.log_start
-            };
-            let segments: Vec<Segment> = state.segments.iter().filter(wanted).copied().collect();
-            let last = segments
-                .last()
-                .ok_or_else(|| refused("nothing is left of it"))?;
-            if last.is_compacted && last.next_index > upto_index + 1 {
-                return Err(refused("its last segment was compacted and cannot be cut"));
-            }
-            let known = |start: &&crate::TermStart| start.first_index <= upto_index;
             let manifest = LogManifest {
                 log_start_offset: state.log_start,
-                next_offset: last.next_offset,
+                // Known when the last segment is cut.
+                next_offset: Offset::ZERO,
                 last_index: upto_index,
                 last_term: state.stored_term_at(upto_index),
-                term_starts: state.term_starts.iter().filter(known).copied().collect(),
+                term_starts: Vec::new(),
                 cleaned_offset: state.cleaned_offset,
                 segments: Vec::new(),
             };
-            segments.iter().for_each(|segment| state.pin(segment.id()));
-            Export {
-                log: log.clone(),
-                segments,
-                manifest,
-            }
+            Export::pinned(log, &mut state, manifest)
         };
+        // Not under the lock: an export that is dropped takes it.
+        let last = export.segments.last();
+        let last = last.ok_or_else(|| self.refused("nothing is left of it"))?;
+        if last.is_compacted && last.next_index > upto_index + 1 {
+            return Err(self.refused("its last segment was compacted and cannot be cut"));
+        }
         export.cut()?;
         let manifest = &mut export.manifest;
         if let Some(last) = manifest.segments.last() {
@@ -143,6 +121,23 @@ impl PartitionLog {
 }
 
 impl Export {
+    /// Pins the segments that reach above the manifest's log start, up to its last entry.
+    fn pinned(log: &Arc<Log>, state: &mut LogState, mut manifest: LogManifest) -> Export {
+        let (upto_index, log_start) = (manifest.last_index, manifest.log_start_offset);
+        let wanted = |segment: &&Segment| {
+            segment.first_index <= upto_index && segment.next_offset > log_start
+        };
+        let segments: Vec<Segment> = state.segments.iter().filter(wanted).copied().collect();
+        let known = |start: &&TermStart| start.first_index <= upto_index;
+        manifest.term_starts = state.term_starts.iter().filter(known).copied().collect();
+        segments.iter().for_each(|segment| state.pin(segment.id()));
+        Export {
+            log: log.clone(),
+            segments,
+            manifest,
+        }
+    }
+
     pub fn manifest(&self) -> &LogManifest {
         &self.manifest
     }

@@ -219,11 +219,8 @@ impl Installer {
         // find out, and must not miss the files.
         self.is_committed = true;
         let written = write(&self.log);
-        match &written {
-            // Nothing was written.
-            Err(StorageError::Superseded | StorageError::Deleted(_)) => self.is_committed = false,
-            Err(error) if error.is_out_of_room() => self.is_committed = false,
-            _ => {}
+        if written.as_ref().is_err_and(StorageError::is_refused_change) {
+            self.is_committed = false;
         }
         written
     }

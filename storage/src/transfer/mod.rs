@@ -1,7 +1,7 @@
 //! A log's content on its way to another broker: what it consists of, sending, and taking it in.
 //!
-//! Invariant: what is sent cannot change while it is sent, and what is received becomes a log at once
-//! and only after every byte of it was checked.
+//! Invariant: what is sent cannot change while it is sent, and what is received becomes a log, or a
+//! part of one, at once and only after every byte of it was checked.
 
 mod export;
 mod install;

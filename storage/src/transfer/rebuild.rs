@@ -26,8 +26,6 @@ use crate::segment::{Segment, SegmentId};
 #[derive(Debug)]
 pub struct Rebuild {
     old: Vec<SegmentId>,
-    /// Of the other replica.
-    cleaned_offset: Offset,
 }
 
 impl PartitionLog {
@@ -36,9 +34,10 @@ impl PartitionLog {
     /// is in memory to segments.
     pub fn rebuild_end(&self, all: bool) -> Result<Option<u64>, StorageError> {
         let log = &self.log;
+        // Only the last one can be open.
         let is_open = |state: &LogState| {
-            let mut open = state.segments.iter().filter(|segment| !segment.is_sealed);
-            open.any(|segment| state.is_damaged(segment))
+            let last = state.segments.last();
+            last.is_some_and(|last| !last.is_sealed && state.is_damaged(last))
         };
         let must_roll = {
             let state = log.lock();
@@ -76,19 +75,15 @@ impl PartitionLog {
             let old = state.segments[place].iter().map(Segment::id);
             (old.collect(), theirs)
         };
-        let rebuild = Rebuild {
-            old,
-            cleaned_offset: manifest.cleaned_offset,
-        };
         let manifest = LogManifest {
             segments: manifest.segments[theirs].to_vec(),
             ..manifest
         };
         let installer = Installer::new(self.log.clone(), manifest)?;
-        Ok(Some((installer, rebuild)))
+        Ok(Some((installer, Rebuild { old })))
     }
 
-    fn refused(&self, why: &'static str) -> StorageError {
+    pub(super) fn refused(&self, why: &'static str) -> StorageError {
         StorageError::NotRebuilt {
             group: self.log.group,
             why,
@@ -108,7 +103,7 @@ impl Rebuild {
         let replacement = Replacement {
             old: self.old,
             new,
-            cleaned_offset: self.cleaned_offset,
+            cleaned_offset: installer.manifest().cleaned_offset,
             origin: Origin::Replica,
         };
         installer.commit_by(|log| log.core.signals.replace(log.clone(), replacement))
@@ -122,16 +117,11 @@ impl LogState {
         if !self.has_terms_of(manifest) {
             return Err("the other replica has other terms");
         }
-        let is_reached = |segment: &Segment| segment.next_index <= manifest.last_index + 1;
-        let own = self
-            .segments
-            .iter()
-            .take_while(|segment| is_reached(segment));
-        let own = &self.segments[..own.count()];
-        let damaged = |segment: &&Segment| self.is_damaged(segment);
-        let found = own.iter().zip(0..).filter(|(segment, _)| damaged(segment));
-        let found: Vec<usize> = found.map(|(_, at)| at).collect();
-        let (Some(first), Some(last)) = (found.first().copied(), found.last().copied()) else {
+        let is_reached = |own: &Segment| own.next_index <= manifest.last_index + 1;
+        let own = &self.segments[..self.segments.partition_point(is_reached)];
+        let first = own.iter().position(|segment| self.is_damaged(segment));
+        let last = own.iter().rposition(|segment| self.is_damaged(segment));
+        let (Some(first), Some(last)) = (first, last) else {
             return Err("the other replica's files end before what is damaged");
         };
         let starts = (0..=first).rev().filter_map(|at| {

@@ -225,3 +225,23 @@ fn names_stay_in_order() {
     });
     Case::new(&goes_on, &[1], &theirs).check(None);
 }
+
+#[test]
+fn a_log_is_as_clean_as_the_other_only_if_its_front_is_from_there() {
+    let own = of(&[0, 5, 10, 15]);
+    let check = |place: Range<usize>, clean: i64, theirs: i64, expected: Option<i64>| {
+        let case = Case::new(&own, &[], &own).purged(14).cleaned(clean, theirs);
+        let replacement = Replacement {
+            old: Vec::new(),
+            new: own[place.clone()].to_vec(),
+            cleaned_offset: Offset(theirs),
+            origin: Origin::Replica,
+        };
+        let cleaned = case.own.cleaned_with(&place, &replacement);
+        assert_eq!(cleaned, expected.map(Offset));
+    };
+    check(0..2, 100, 30, Some(30));
+    check(1..2, 50, 30, Some(50));
+    // Compaction went on since the segments were chosen.
+    check(1..2, 60, 0, None);
+}

@@ -1,7 +1,8 @@
 //! The bounded queue between those who append and the WAL thread.
 //!
 //! Invariant: nobody waits for room. Records of data are refused beyond the bound, and their callers
-//! try again; the small ones of Raft's own always fit, since each group has few of them under way.
+//! try again; those of Raft's own always fit, since each group has few of them under way. They are
+//! small, but for the state that a purge takes along: that is in memory anyway.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -80,7 +81,8 @@ impl WalQueue {
         self.reserved(state, bytes)
     }
 
-    /// Room for a small record without data, whatever is queued.
+    /// Room for a small record without data, whatever is queued. A purge reserves nothing for the
+    /// state that it takes along: that is in memory anyway.
     pub fn reserve_small(&self, bytes: usize) -> Result<Reservation<'_>, StorageError> {
         self.reserved(lock(&self.state), bytes)
     }

@@ -6,6 +6,7 @@
     reason = "each test file uses a part; tests may panic"
 )]
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
@@ -136,6 +137,36 @@ pub fn append(log: &PartitionLog, entries: Vec<LogEntry>) -> Result<(), StorageE
     let (done, receiver) = callback();
     log.append(entries, done)?;
     answer(&receiver)
+}
+
+/// Entry i of term `1 + i / 7`; blank, membership and data; all committed.
+pub fn fill_mixed(log: &PartitionLog, range: Range<u64>) {
+    for index in range {
+        let (term, offset) = (1 + index / 7, log.log_end_offset().0);
+        let body = [index as u8; 150];
+        let entry = match index % 5 {
+            0 => blank(index, term),
+            1 => membership(index, term, &body[..60]),
+            _ => batches(
+                index,
+                term,
+                offset,
+                &[(1, 5, &body), (3, 9 + offset, &body)],
+            ),
+        };
+        append(log, vec![entry]).unwrap();
+        log.set_committed(index);
+    }
+}
+
+/// A replica with that many entries, in segments of that size.
+pub fn replica(count: u64, segment_bytes: u64) -> (FaultyDisk, Storage, PartitionLog) {
+    let disk = FaultyDisk::new();
+    let storage = open(&disk);
+    let log = storage.open_log(group(1)).unwrap();
+    log.set_segment_bytes(segment_bytes);
+    fill_mixed(&log, 0..count);
+    (disk, storage, log)
 }
 
 pub fn truncate(log: &PartitionLog, index: Option<u64>) -> Result<(), StorageError> {
