@@ -252,6 +252,12 @@ impl ClusterImage {
         self.restores.last().map_or(0, |restore| restore.revision)
     }
 
+    /// Whether the broker has not registered since the last restore: the image has its word of before
+    /// the backup, at best.
+    pub fn is_from_before_restore(&self, broker: &Broker) -> bool {
+        broker.broker_epoch.0 < self.restored_at()
+    }
+
     /// Whether what was assigned at `revision` is unknown here, because the controllers' state was
     /// put back to an earlier one since. What is unknown is not gone: nobody has decided so.
     pub fn is_forgotten(&self, revision: u64) -> bool {
