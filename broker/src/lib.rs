@@ -34,6 +34,8 @@ mod cluster_test;
 #[cfg(test)]
 mod fake_controller;
 mod process;
+#[cfg(test)]
+mod test_wait;
 
 #[cfg(test)]
 pub(crate) use process::start_with;

@@ -90,7 +90,9 @@ pub fn is_corrupt(invalid: &InvalidBatch) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::replica::test_batches::{Spec, batch, idempotent, value};
+    use std::io::Write;
+
+    use crate::replica::test_batches::{Spec, batch, idempotent, put_varint, record_bytes, value};
 
     const MAX: usize = 1024;
 
@@ -138,6 +140,36 @@ mod tests {
         assert!(matches!(
             admit(&idempotent(5, -1, 0, 1), MAX),
             Err(AppendError::InvalidProducerFields { .. })
+        ));
+    }
+
+    #[test]
+    fn every_record_of_a_compacted_topic_has_a_key_that_can_be_read() {
+        let of = |attributes, body: &[u8]| {
+            let spec = Spec {
+                attributes,
+                ..Spec::default()
+            };
+            check_keys(&batch(spec, body).into())
+        };
+        let mut keyed = Vec::new();
+        // Attributes, timestamp, offset; key and value with their lengths; no headers.
+        let record = [&[0, 0, 0, 2][..], b"k", &[2], b"v", &[0]].concat();
+        put_varint(&mut keyed, record.len() as i64);
+        keyed.extend(record);
+        let keyless = record_bytes(&[(1_000, b"v")]);
+        let zipped = |body: &[u8]| {
+            let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+            gzip.write_all(body).unwrap();
+            gzip.finish().unwrap()
+        };
+        assert_eq!(of(0, &keyed), Ok(()));
+        assert_eq!(of(0, &keyless), Err(AppendError::MissingKey));
+        assert_eq!(of(1, &zipped(&keyed)), Ok(()));
+        assert_eq!(of(1, &zipped(&keyless)), Err(AppendError::MissingKey));
+        assert!(matches!(
+            of(1, b"not gzip"),
+            Err(AppendError::UnreadableRecords(_))
         ));
     }
 

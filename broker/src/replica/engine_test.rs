@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures::stream::StreamExt;
 use openraft::async_runtime::watch::WatchReceiver;
-use openraft::raft::AppendEntriesRequest;
+use openraft::raft::{AppendEntriesRequest, VoteRequest};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::ReceiverStream;
@@ -98,6 +98,33 @@ async fn what_is_in_use_or_not_settled_stays_open() {
     assert_eq!(lost, Err(AppendError::TimedOut));
     assert!(!cluster.replica(0).engine().close_if_idle(NOW).await);
     cluster.router.heal();
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_at_rest_is_asked_for_its_vote_without_being_opened() {
+    let mut cluster = Cluster::start(3, 2).await;
+    cluster.ack(0, value("a")).await;
+    cluster.wait_for_watermark(1, 1).await;
+    let follower = cluster.replica(1).clone();
+    to_rest(&follower).await;
+    let (vote, last) = (follower.vote(), last_log_id(&follower).unwrap());
+    let at = |term, index| Some(super::codec::log_id(term, index));
+    let term = super::codec::term(&last);
+    for (vote_term, last_log_id, granted) in [
+        (vote.leader_id.term + 1, Some(last), true),
+        (vote.leader_id.term + 1, at(term, last.index + 5), true),
+        (vote.leader_id.term + 1, at(term, last.index - 1), false),
+        (vote.leader_id.term + 1, None, false),
+        (vote.leader_id.term - 1, Some(last), false),
+    ] {
+        let candidate = Vote::new(vote_term, cluster.nodes[2].id);
+        let request = VoteRequest::<TypeConfig>::new(candidate, last_log_id);
+        let answer = follower.engine().answer_pre_vote(&request);
+        assert_eq!(answer.vote_granted, granted, "{request}");
+        assert_eq!((answer.vote, answer.last_log_id), (vote, Some(last)));
+    }
+    assert_eq!(follower.engine().status(), EngineStatus::AtRest);
     cluster.stop_all().await;
 }
 

@@ -1,6 +1,6 @@
 //! Tells one who waits for it that the log has grown: so a log that does not grow need not be looked at.
 //!
-//! Invariant: every append after `watch` is told once, and costs a flag otherwise.
+//! Invariant: the first append after each `watch` is told; every other one costs a look at a flag.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use chronik_types::epoch::LeaderEpoch;
 use chronik_types::offset::Offset;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use super::queue::Acks;
 use super::test_batches::{idempotent, value};
 use super::test_cluster::{Cluster, LIMIT, copy_log};
 use super::{AppendError, LogStartError, ReadError, log_store};
+use crate::test_wait::until;
 
 async fn raise(cluster: &Cluster, n: usize, to: Option<i64>) -> Result<i64, LogStartError> {
     let deadline = Instant::now() + LIMIT;
@@ -20,21 +21,9 @@ async fn raise(cluster: &Cluster, n: usize, to: Option<i64>) -> Result<i64, LogS
     raised.map(|offset| offset.0)
 }
 
-/// Waits for a condition of one replica that moves with what it applies.
-async fn until(cluster: &Cluster, n: usize, what: &str, mut holds: impl FnMut() -> bool) {
-    let reached = async {
-        while !holds() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    let in_time = timeout(LIMIT, reached).await;
-    let id = cluster.replica(n).replica_id();
-    in_time.unwrap_or_else(|_| panic!("{what} of {id:?} takes too long"));
-}
-
 async fn wait_for_log_start(cluster: &Cluster, n: usize, offset: i64) {
     let replica = cluster.replica(n).clone();
-    until(cluster, n, "the log start", || {
+    until("the log start moves", || {
         replica.log_start_offset() == Offset(offset)
     })
     .await;
@@ -44,7 +33,7 @@ async fn purge_all(cluster: &Cluster, n: usize) -> u64 {
     let replica = cluster.replica(n).clone();
     let index = replica.state.applied_index().unwrap();
     replica.purge(index).await.unwrap();
-    until(cluster, n, "the purge", || {
+    until("the log is purged", || {
         log_store::purged(replica.log()).is_some_and(|purged| purged.index >= index)
     })
     .await;

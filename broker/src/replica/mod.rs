@@ -345,12 +345,12 @@ impl Replica {
             )
         };
         let admitted = admission::admit(&item.records, max_message_bytes)?;
+        let held = self.log.hold(item.records.len());
+        let held = held.map_err(|_| AppendError::Overloaded)?;
         if compacts {
             admission::check_keys(&item.records)?;
         }
         let time = log_append_time.then(state_machine::now_ms);
-        let held = self.log.hold(item.records.len());
-        let held = held.map_err(|_| AppendError::Overloaded)?;
         let (future, start) = self.queue.push(item, admitted, time, held)?;
         if start {
             tokio::spawn(proposer::run(self.clone()));
@@ -439,10 +439,10 @@ impl Replica {
         })
     }
 
-    /// Asks a majority whether this replica leads still, where that was not heard for a while: Raft
-    /// refuses changes until then. Leader only.
-    pub async fn renew_lease(&self, deadline: Instant) -> Result<(), AppendError> {
-        proposer::renew_lease(self, deadline).await
+    /// Asks a majority whether this replica leads still; Raft refuses changes where that was not heard for a
+    /// while. Leader only.
+    pub async fn confirm_leadership(&self, deadline: Instant) -> Result<(), AppendError> {
+        proposer::confirm_leadership(self, deadline).await
     }
 
     /// Asks Raft to hand leadership over; `leadership` tells when it happened.

@@ -7,13 +7,13 @@
 use std::future::Future;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use chronik_telemetry::SpanKind;
 use chronik_telemetry::trace::{self, TraceContext};
 use chronik_types::offset::Offset;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, Fatal, ForwardReason};
 use openraft::impls::OneshotResponder;
+use openraft::type_config::TypeConfigExt;
 use tokio::time::{Instant, timeout_at};
 
 use super::error::AppendError;
@@ -64,7 +64,7 @@ async fn propose(replica: &Arc<Replica>, items: Vec<Queued>) {
                 return;
             }
             Tried::LeaseExpired => {
-                if let Err(error) = renew_lease(replica, deadline).await {
+                if let Err(error) = confirm_leadership(replica, deadline).await {
                     in_flight.answer_error(&error);
                     return;
                 }
@@ -117,13 +117,15 @@ async fn wait_until_ready(
 }
 
 /// Decides each item by deadline, leader epoch, in-sync replicas and producer sequence: answers what is not to be
-/// appended, puts back what the table cannot decide yet, and returns the rest in order.
+/// appended, puts back what the table cannot decide yet, and returns the rest in order. That a sequence number is
+/// not the next one is answered once it is sure that the table is complete.
 fn sequence(replica: &Arc<Replica>, leadership: &Leadership, items: Vec<Queued>) -> Vec<Queued> {
     let (in_sync, required) = replica.in_sync();
     let now = Instant::now();
     let mut accepted = Vec::with_capacity(items.len());
     let mut later = Vec::new();
     let mut duplicates = Vec::new();
+    let mut out_of_order = Vec::new();
     replica.state.with_producers(|producers| {
         let mut staging = Staging::new(producers);
         for mut queued in items {
@@ -161,15 +163,43 @@ fn sequence(replica: &Arc<Replica>, leadership: &Leadership, items: Vec<Queued>)
                 Ok(StagedVerdict::Duplicate(base_offset)) => {
                     duplicates.push((queued, base_offset));
                 }
+                Err(error @ AppendError::OutOfOrderSequence { .. }) => {
+                    queued.drop_records();
+                    out_of_order.push((queued, error));
+                }
                 Err(error) => queued.answer(Err(error)),
             }
         }
     });
+    if !out_of_order.is_empty() {
+        tokio::spawn(refuse(replica.clone(), *leadership, out_of_order));
+    }
     replica.queue.put_back(later);
     for (queued, base_offset) in duplicates {
         answer_duplicate(replica, queued, base_offset);
     }
     accepted
+}
+
+/// Answers what does not follow on the last batch that is known here. A leader that was replaced and has not
+/// heard of it does not know the last one, and its word would end a producer that did nothing wrong; so a
+/// majority has to follow it still.
+async fn refuse(
+    replica: Arc<Replica>,
+    judged_under: Leadership,
+    refused: Vec<(Queued, AppendError)>,
+) {
+    let deadline = refused.iter().map(|(queued, _)| queued.item.deadline).max();
+    let deadline = deadline.unwrap_or_else(Instant::now);
+    let confirmed = confirm_leadership(&replica, deadline).await;
+    let is_same = replica.state.leadership.borrow().leader_epoch == judged_under.leader_epoch;
+    for (mut queued, error) in refused {
+        queued.answer(Err(match &confirmed {
+            Ok(()) if is_same => error,
+            Ok(()) => replica.not_leader(),
+            Err(unconfirmed) => unconfirmed.clone(),
+        }));
+    }
 }
 
 /// The records are committed; that they are on as many disks as acks=all asks for now is to be waited for
@@ -185,7 +215,7 @@ fn answer_duplicate(replica: &Arc<Replica>, mut queued: Queued, base_offset: Off
     }
     let index = replica.state.applied_index();
     let (replica, deadline) = (replica.clone(), queued.item.deadline);
-    queued.item.records = Bytes::new();
+    queued.drop_records();
     tokio::spawn(async move {
         let outcome = match wait_until_replicated(&replica, index, deadline).await {
             Ok(()) => is_in_sync(&replica).map(|()| appended),
@@ -277,14 +307,21 @@ pub(super) fn stopped(fatal: &Fatal<TypeConfig>) -> AppendError {
     }
 }
 
-/// A leader that has not heard from a majority for a while (a resting group sends no heartbeats)
-/// asks it before it writes again.
-pub(super) async fn renew_lease(replica: &Replica, deadline: Instant) -> Result<(), AppendError> {
+/// Asks a majority whether it follows this leader, and so renews the lease. Ok: it answered what was sent after
+/// the call, so nobody else led before. A leader that has not heard from it for a while (a resting group sends no
+/// heartbeats) may not write before.
+pub(super) async fn confirm_leadership(
+    replica: &Replica,
+    deadline: Instant,
+) -> Result<(), AppendError> {
     let Some(raft) = replica.raft() else {
         return Err(replica.not_leader());
     };
+    if replica.state.voters().len() == 1 && replica.state.leadership.borrow().is_leader {
+        return Ok(());
+    }
+    let asked_at = TypeConfig::now();
     let mut metrics = raft.data_metrics();
-    let acked_before = metrics.borrow_and_update().last_quorum_acked;
     let mut leadership = replica.state.leadership.subscribe();
     loop {
         if let Err(fatal) = raft.trigger().heartbeat().await {
@@ -292,7 +329,8 @@ pub(super) async fn renew_lease(replica: &Replica, deadline: Instant) -> Result<
         }
         let retry_at = deadline.min(Instant::now() + replica.heartbeat_interval);
         let renewed = async {
-            while metrics.borrow_and_update().last_quorum_acked <= acked_before {
+            let is_old = |acked: Option<&_>| acked.is_none_or(|sent_at| *sent_at < asked_at);
+            while is_old(metrics.borrow_and_update().last_quorum_acked.as_deref()) {
                 if metrics.changed().await.is_err() {
                     return false;
                 }

@@ -94,7 +94,7 @@ pub struct Queued {
     pub admitted: Admitted,
     pub log_append_time_ms: Option<i64>,
     /// Its share of what may wait in all queues of the broker.
-    _held: Held,
+    held: Option<Held>,
     /// None once answered.
     answer: Option<oneshot::Sender<Outcome>>,
     /// Runs until the item is part of an entry.
@@ -107,6 +107,12 @@ impl Queued {
             // Whoever waited may have given up.
             let _ = answer.send(outcome);
         }
+    }
+
+    /// Nothing of it is to be written any more, though its answer may take a while.
+    pub fn drop_records(&mut self) {
+        self.item.records = Bytes::new();
+        self.held = None;
     }
 
     pub fn appended(&self, base_offset: Offset) -> Appended {
@@ -161,7 +167,7 @@ impl Queue {
             item,
             admitted,
             log_append_time_ms,
-            _held: held,
+            held: Some(held),
             answer: Some(answer),
             span,
         });

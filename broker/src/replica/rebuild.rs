@@ -1,6 +1,6 @@
 //! What replicas do for each other when one of them has damaged files.
 //!
-//! Invariant: only committed entries are given. A replica that rebuilds is not asked to lead meanwhile,
+//! Invariant: only committed entries are given. A replica that rebuilds is asked to lead after all others,
 //! as far as that is known here; it costs nothing but time if it is.
 
 use std::collections::HashMap;

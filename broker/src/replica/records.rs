@@ -1,5 +1,4 @@
-//! Timestamps of the records inside one batch, for ListOffsets: the only place in the broker that
-//! decompresses records.
+//! Records inside one batch: their timestamps for ListOffsets, their keys for compacted topics.
 //!
 //! Invariant: memory is bounded by `BLOCK_SIZE_MAX` and time by `DECOMPRESSED_SIZE_MAX`, whatever
 //! the batch claims; any bytes give an answer or an error, never a panic.

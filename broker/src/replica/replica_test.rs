@@ -15,6 +15,7 @@ use super::read::ReadRequest;
 use super::test_batches::{idempotent, value, with_records};
 use super::test_cluster::{Cluster, LIMIT};
 use super::{AppendError, ReadError};
+use crate::test_wait::stays;
 
 const SHORT: Duration = Duration::from_millis(500);
 
@@ -192,6 +193,44 @@ async fn a_retry_of_an_idempotent_batch_is_answered_with_its_first_offset() {
         matches!(refused, Err(AppendError::InvalidProducerEpoch { .. })),
         "{refused:?}"
     );
+    cluster.stop_all().await;
+}
+
+#[tokio::test]
+async fn a_leader_that_was_replaced_unawares_misleads_nobody() {
+    let mut cluster = Cluster::start(3, 2).await;
+    assert_eq!(cluster.ack(0, idempotent(9, 0, 0, 1)).await, 0);
+    cluster.router.cut(cluster.nodes[0].id);
+    cluster.elect(1).await;
+    assert_eq!(cluster.ack(1, idempotent(9, 0, 1, 1)).await, 1);
+    // The old leader has not heard of that, and so not of the producer's last batch either.
+    assert!(cluster.replica(0).leadership().borrow().ready);
+    let next = || idempotent(9, 0, 2, 1);
+    let alone = cluster.produce(0, next(), Acks::All, Duration::from_millis(400));
+    assert_eq!(alone.await, Err(AppendError::TimedOut));
+    // Nor of what consumers have read since.
+    let beyond = cluster.replica(0).read(fetch(2)).await;
+    assert!(
+        matches!(beyond, Err(ReadError::NotLeader { .. })),
+        "{beyond:?}"
+    );
+    let asked = cluster.produce(0, next(), Acks::All, LIMIT);
+    let (answer, ()) = tokio::join!(asked, async { cluster.router.heal() });
+    assert!(
+        matches!(answer, Err(AppendError::NotLeader { .. })),
+        "{answer:?}"
+    );
+    // Who leads says what is wrong.
+    let gap = cluster.produce(1, idempotent(9, 0, 7, 1), Acks::All, LIMIT);
+    let gap = gap.await;
+    assert!(
+        matches!(
+            gap,
+            Err(AppendError::OutOfOrderSequence { expected: 2, .. })
+        ),
+        "{gap:?}"
+    );
+    assert_eq!(cluster.ack(1, next()).await, 2);
     cluster.stop_all().await;
 }
 
@@ -431,8 +470,8 @@ async fn min_insync_replicas_is_checked_before_and_after() {
 async fn a_resting_leader_renews_its_lease_and_writes() {
     let mut cluster = Cluster::start(3, 2).await;
     cluster.ack(0, value("a")).await;
-    // Longer than the lease: nothing in the group moves, since ticks are off.
-    tokio::time::sleep(Duration::from_millis(900)).await;
+    // Nothing in the group moves, since ticks are off.
+    cluster.wait_for_lease_end(0).await;
     assert_eq!(cluster.ack(0, value("b")).await, 1);
     cluster.stop_all().await;
 }
@@ -441,13 +480,26 @@ async fn a_resting_leader_renews_its_lease_and_writes() {
 async fn a_single_replica_commits_by_itself() {
     let mut cluster = Cluster::start(1, 1).await;
     assert_eq!(cluster.ack(0, value("a")).await, 0);
-    tokio::time::sleep(Duration::from_millis(900)).await;
+    // Longer than a lease of several would be.
+    let leadership = cluster.replica(0).leadership();
+    stays("it leads", Duration::from_millis(900), || {
+        leadership.borrow().is_leader
+    })
+    .await;
     assert_eq!(cluster.ack(0, value("b")).await, 1);
     cluster.crash(0).await;
     cluster.open(0).await;
     cluster.elect(0).await;
     assert_eq!(cluster.ack(0, value("c")).await, 2);
     assert_eq!(cluster.read_all(0).await.len(), 3);
+    // Nobody else has to be asked whether a producer has skipped something.
+    assert_eq!(cluster.ack(0, idempotent(9, 0, 0, 1)).await, 3);
+    let gap = cluster.produce(0, idempotent(9, 0, 5, 1), Acks::All, LIMIT);
+    let gap = gap.await;
+    assert!(
+        matches!(gap, Err(AppendError::OutOfOrderSequence { .. })),
+        "{gap:?}"
+    );
     cluster.stop_all().await;
 }
 

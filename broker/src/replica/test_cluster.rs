@@ -25,6 +25,7 @@ use super::engine::RaftHandle;
 use super::queue::{Acks, Appended, ProduceItem};
 use super::raft_config::{RaftTiming, TypeConfig, Vote, raft_config};
 use super::{AppendError, Leadership, LogConfig, PartitionState, Replica, ReplicaOptions, Upkeep};
+use crate::test_wait::wait_for;
 
 /// Longest that anything in these tests may take.
 pub const LIMIT: Duration = Duration::from_secs(20);
@@ -432,6 +433,16 @@ impl Cluster {
             }
         };
         timeout(LIMIT, caught_up).await.unwrap();
+    }
+
+    /// Waits until the lease of the leader `n` has run out; only time ends it.
+    pub async fn wait_for_lease_end(&self, n: usize) {
+        let raft = self.replica(n).raft().unwrap();
+        let has_ended = async || {
+            let read = raft.ensure_linearizable(openraft::ReadPolicy::LeaseRead);
+            read.await.is_err().then_some(())
+        };
+        wait_for("the lease ends", has_ended).await;
     }
 
     pub async fn wait_for_leadership(&self, n: usize, wanted: impl FnMut(&Leadership) -> bool) {
