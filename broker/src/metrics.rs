@@ -49,7 +49,8 @@ pub struct BrokerMetrics {
     pub campaigns: Counter,
     /// From the decision to campaign to the election won.
     pub election_seconds: Histogram,
-    /// From a record's way out to a follower to the answer that it is on that follower's disk.
+    /// From entries given to a follower's link, waits for its budget included, to the answer that they are on that
+    /// follower's disk.
     pub replication_seconds: Histogram,
     /// Partition reports sent to the controllers.
     pub reports: Counter,
@@ -208,7 +209,7 @@ impl BrokerMetrics {
         );
         registry.register(
             REPLICATION_SECONDS,
-            "Time from sending entries to a follower to the answer that they are on its disk",
+            "Time from giving entries to a follower's link to the answer that they are on its disk",
             m.replication_seconds.clone(),
         );
         metrics
@@ -220,7 +221,7 @@ pub fn seconds_histogram() -> Histogram {
     Histogram::new(exponential_buckets(0.001, 2.0, 15))
 }
 
-/// Finer around the promised 0.1 s.
+/// Finer up to 0.2 s.
 fn replication_histogram() -> Histogram {
     let fine = (1..=20).map(|step| f64::from(step) / 100.0);
     let bounds = [0.001, 0.002, 0.005].into_iter().chain(fine);

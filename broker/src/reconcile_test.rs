@@ -1,9 +1,13 @@
 //! Plans from images, and what an image changes.
 
-use super::*;
-use chronik_types::cluster_image::{Broker, Drain, Partition, Restore};
+use std::collections::BTreeMap;
+
+use chronik_types::cluster_image::{Broker, ClusterImage, Drain, Partition, Restore, Topic};
 use chronik_types::epoch::{BrokerEpoch, LeaderEpoch, PartitionEpoch};
-use chronik_types::id::PartitionIndex;
+use chronik_types::id::{PartitionIndex, TopicId};
+
+use super::assignment::{AssignmentChange, Wanted};
+use super::*;
 
 fn replica(broker: i32, incarnation: u64) -> ReplicaId {
     ReplicaId {
@@ -226,6 +230,7 @@ fn only_brokers_that_share_a_partition_are_peers() {
     let peers = assignment.peer_addresses(&image);
     assert_eq!(peers, BTreeMap::from([(BrokerId(2), "b:2".to_owned())]));
 }
+
 #[test]
 fn only_what_an_image_changes_is_looked_at() {
     let both = [replica(1, 5), replica(2, 5)];

@@ -38,15 +38,15 @@ impl Failures {
 
     /// Gives the pause that begins now.
     pub fn failed(&mut self, group: RaftGroupId, now: Instant) -> Duration {
+        let remembered = self.delay_max.saturating_mul(4);
+        self.by_group
+            .retain(|_, failure| failure.not_before + remembered > now);
         let delay = match self.by_group.get(&group) {
             Some(failure) => failure.delay.saturating_mul(2).min(self.delay_max),
             None => self.delay_min,
         };
         let not_before = now + delay;
         self.by_group.insert(group, Failure { delay, not_before });
-        let remembered = self.delay_max.saturating_mul(4);
-        self.by_group
-            .retain(|_, failure| failure.not_before + remembered > now);
         delay
     }
 
@@ -75,7 +75,6 @@ mod tests {
         failures.forget(group);
         assert_eq!(failures.failed(group, now), seconds(1));
         now += seconds(60);
-        failures.failed(other, now);
         assert_eq!(failures.failed(group, now), seconds(1));
     }
 }

@@ -88,14 +88,12 @@ pub async fn run(shared: Arc<Shared>, behind: watch::Receiver<Behind>) -> Result
         "the replica is far behind: fetches a copy of its leader's log"
     );
     let own = own_files(&replica).await;
-    let segments = manifest.segments.clone();
     let total_bytes = manifest.total_bytes();
     let storage = shared.storage.clone();
     let installer = blocking(move || storage.install(group, manifest)).await??;
     let copy = Copy {
         shared: shared.clone(),
         installer: Arc::new(installer),
-        segments,
         own,
         leader,
         others,
@@ -160,7 +158,6 @@ pub(super) async fn blocking<T: Send + 'static>(
 pub(super) struct Copy {
     shared: Arc<Shared>,
     installer: Arc<Installer>,
-    segments: Vec<ManifestSegment>,
     own: Option<Arc<Export>>,
     leader: Source,
     others: Vec<Source>,
@@ -171,7 +168,6 @@ impl Copy {
     pub(super) fn of_files(shared: Arc<Shared>, installer: Installer, source: Source) -> Copy {
         Copy {
             shared,
-            segments: installer.manifest().segments.clone(),
             installer: Arc::new(installer),
             own: None,
             leader: source,
@@ -179,10 +175,14 @@ impl Copy {
         }
     }
 
+    fn segments(&self) -> &[ManifestSegment] {
+        &self.installer.manifest().segments
+    }
+
     /// Brings all segments here; gives the installer back when each is checked.
     pub(super) async fn fetch_all(self) -> Result<Installer, FetchError> {
         let copy = Arc::new(self);
-        futures::stream::iter(0..copy.segments.len())
+        futures::stream::iter(0..copy.segments().len())
             .map(|segment| {
                 let copy = copy.clone();
                 async move { copy.fetch(segment).await }
@@ -240,7 +240,7 @@ impl Copy {
 
     /// Takes what this replica has of the segment from its own files.
     async fn take_own(&self, segment: usize) -> Result<(), FetchError> {
-        let wanted = self.segments[segment];
+        let wanted = self.segments()[segment];
         let Some(own) = &self.own else { return Ok(()) };
         let found = own.manifest().segments.iter().position(|own| {
             own.base_offset == wanted.base_offset
@@ -276,7 +276,7 @@ impl Copy {
         segment: usize,
         go_on: bool,
     ) -> Result<(), FetchError> {
-        let wanted = self.segments[segment];
+        let wanted = self.segments()[segment];
         for file in [SegmentFile::Log, SegmentFile::Sidecar] {
             let start = match go_on {
                 true => self.installer.received(segment, file),

@@ -5,7 +5,7 @@
 //! meanwhile. It leads on only where nobody else can take over: its readers get errors.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use chronik_proto::v1;
 use chronik_types::id::{BrokerId, RaftGroupId, ReplicaId};
@@ -16,9 +16,6 @@ use super::source::{Description, Source, SourceError};
 use crate::leadership::{hand_over_to, is_caught_up};
 use crate::peers::membership::Members;
 use crate::replica::Replica;
-
-/// How long others are asked to take over.
-const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A peer and what it has.
 type Peer = (Source, Description);
@@ -39,6 +36,9 @@ pub async fn run(shared: Arc<Shared>, group: RaftGroupId) -> Result<bool, FetchE
         let (peers, refusal) = describe_all(&shared, &replica, upto_index).await;
         if let Some(error) = refusal {
             failure = error.into();
+        } else if peers.is_empty() {
+            // Nobody can help: no reason to seal what is being written.
+            break;
         }
         hand_over_first(&replica, &peers).await;
         for (source, description) in peers {
@@ -94,7 +94,7 @@ async fn describe_all(
     (peers, refusal)
 }
 
-/// A leader gives its place to a replica that can serve all of the log, if there is one.
+/// A leader begins to give its place to a replica that can serve all of the log, if there is one.
 async fn hand_over_first(replica: &Replica, peers: &[Peer]) {
     if !replica.leadership().borrow().is_leader {
         return;
@@ -116,7 +116,7 @@ async fn hand_over_first(replica: &Replica, peers: &[Peer]) {
         raft_group_id = %replica.group_id(),
         "hands a partition over since its log here is damaged"
     );
-    hand_over_to(replica, &successors, HAND_OVER_TIMEOUT).await;
+    hand_over_to(replica, &successors).await;
 }
 
 async fn from_peer(

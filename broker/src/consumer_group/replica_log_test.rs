@@ -23,6 +23,7 @@ use crate::peers::{LinkTiming, Peers, PeersOptions};
 use crate::replica::raft_config::{RaftTiming, raft_config};
 use crate::replica::{LogConfig, PartitionState, Replica, ReplicaOptions, Upkeep};
 use crate::replicas::Replicas;
+use crate::test_wait::until;
 
 const OFFSETS: RaftGroupId = RaftGroupId(3);
 const ORDERS: RaftGroupId = RaftGroupId(4);
@@ -152,11 +153,9 @@ impl Broker {
                     break;
                 }
             }
-            while !coordinator.is_leading() {
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
         })
         .await;
+        until("it coordinates", || coordinator.is_leading()).await;
         coordinator
     }
 
@@ -277,10 +276,8 @@ async fn coordinators_follow_the_image() {
     without_orders.remove_topic(TopicId(Uuid::from_u128(2)));
     broker.image.store(Arc::new(without_orders));
     broker.groups.refresh();
-    within(async {
-        while coordinator.fetch_offsets("g", None).unwrap().len() != 1 {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
+    until("its offsets go", || {
+        coordinator.fetch_offsets("g", None).unwrap().len() == 1
     })
     .await;
     assert_eq!(
@@ -294,11 +291,6 @@ async fn coordinators_follow_the_image() {
     broker.image.store(Arc::default());
     broker.groups.refresh();
     assert!(broker.groups.coordinators().get(OFFSETS).is_none());
-    within(async {
-        while coordinator.is_leading() {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    })
-    .await;
+    until("it coordinates no more", || !coordinator.is_leading()).await;
     broker.stop().await;
 }

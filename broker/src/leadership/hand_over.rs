@@ -20,6 +20,8 @@ use crate::peers::LinkTable;
 use crate::peers::membership::Members;
 use crate::replica::Replica;
 
+/// How long others are asked to take over one partition.
+const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long one follower may take to win its election.
 const FOLLOWER_TIMEOUT: Duration = Duration::from_millis(700);
 /// Entries that a follower may be behind when it is asked to take over.
@@ -57,7 +59,7 @@ pub async fn hand_over(
 
 /// One of `wanted` takes over: those that have the log first, in their order. If none of them comes,
 /// anybody is better than nobody.
-pub async fn hand_over_to(replica: &Replica, wanted: &[ReplicaId], limit: Duration) {
+pub async fn hand_over_to(replica: &Replica, wanted: &[ReplicaId]) {
     let next = |attempt: usize| {
         let progress = replica.progress()?;
         let (mut all, behind): (Vec<ReplicaId>, Vec<ReplicaId>) = wanted
@@ -72,7 +74,7 @@ pub async fn hand_over_to(replica: &Replica, wanted: &[ReplicaId], limit: Durati
         let index = attempt.checked_rem(all.len())?;
         all.get(index).copied()
     };
-    if !hand_over(replica, next, limit).await {
+    if !hand_over(replica, next, HAND_OVER_TIMEOUT).await {
         warn!(
             raft_group_id = replica.group_id().0,
             "no other replica takes the leadership over"

@@ -288,13 +288,12 @@ mod tests {
         );
         // A quiet minute, and it is as good as new.
         now += FLAP_WINDOW;
-        let there_again = progress(100, Some(100));
         assert_eq!(
-            state(&mut followers, &there_again, false, now),
+            state(&mut followers, &there, false, now),
             FollowerState::Unreachable
         );
         assert_eq!(
-            state(&mut followers, &there_again, true, now),
+            state(&mut followers, &there, true, now),
             FollowerState::CaughtUp
         );
     }
@@ -340,61 +339,51 @@ mod tests {
         );
     }
 
-    #[test]
-    fn a_follower_that_was_away_must_catch_up_first() {
+    /// Looks at an in-sync follower: last entry of the log and of the follower, whether its broker can be
+    /// reached, and the time in milliseconds.
+    fn looks(lag_max: Duration) -> impl FnMut(u64, u64, bool, u64) -> FollowerState {
         let start = Instant::now();
-        let at = |ms| start + Duration::from_millis(ms);
-        let lag_max = Duration::from_secs(30);
         let mut followers = Followers::new(&[replica(2)], &[BrokerId(2)], lag_max, start);
-        let mut look = |last, matched, reachable, now| {
+        move |last, matched, reachable, ms| {
+            let now = start + Duration::from_millis(ms);
             state(
                 &mut followers,
                 &progress(last, Some(matched)),
                 reachable,
                 now,
             )
-        };
-        assert_eq!(look(9, 9, true, at(10)), FollowerState::CaughtUp);
-        assert_eq!(look(50, 9, false, at(20)), FollowerState::Unreachable);
+        }
+    }
+
+    #[test]
+    fn a_follower_that_was_away_must_catch_up_first() {
+        let mut look = looks(Duration::from_secs(30));
+        assert_eq!(look(9, 9, true, 10), FollowerState::CaughtUp);
+        assert_eq!(look(50, 9, false, 20), FollowerState::Unreachable);
         // Back within the time that one may lag, but far behind.
-        assert_eq!(look(500, 9, true, at(30)), FollowerState::Lagging);
-        assert_eq!(look(500, 499, true, at(40)), FollowerState::Lagging);
-        assert_eq!(look(500, 500, true, at(50)), FollowerState::CaughtUp);
+        assert_eq!(look(500, 9, true, 30), FollowerState::Lagging);
+        assert_eq!(look(500, 499, true, 40), FollowerState::Lagging);
+        assert_eq!(look(500, 500, true, 50), FollowerState::CaughtUp);
     }
 
     #[test]
     fn a_follower_that_missed_little_while_away_must_catch_up_too() {
-        let start = Instant::now();
-        let at = |ms| start + Duration::from_millis(ms);
-        let lag_max = Duration::from_secs(30);
-        let mut followers = Followers::new(&[replica(2)], &[BrokerId(2)], lag_max, start);
-        let mut look = |last, matched, reachable, now| {
-            state(
-                &mut followers,
-                &progress(last, Some(matched)),
-                reachable,
-                now,
-            )
-        };
-        assert_eq!(look(500, 500, true, at(50)), FollowerState::CaughtUp);
+        let mut look = looks(Duration::from_secs(30));
+        assert_eq!(look(500, 500, true, 50), FollowerState::CaughtUp);
         // It had everything when it was last looked at.
-        assert_eq!(look(500, 500, false, at(60)), FollowerState::Unreachable);
-        assert_eq!(look(600, 500, true, at(70)), FollowerState::Lagging);
-        assert_eq!(look(600, 600, true, at(80)), FollowerState::CaughtUp);
+        assert_eq!(look(500, 500, false, 60), FollowerState::Unreachable);
+        assert_eq!(look(600, 500, true, 70), FollowerState::Lagging);
+        assert_eq!(look(600, 600, true, 80), FollowerState::CaughtUp);
     }
 
     #[test]
     fn a_follower_of_a_log_that_rested_for_long_has_its_time() {
-        let start = Instant::now();
-        let at = |seconds| start + Duration::from_secs(seconds);
-        let lag_max = Duration::from_secs(10);
-        let mut followers = Followers::new(&[replica(2)], &[BrokerId(2)], lag_max, start);
-        let mut look = |last, now| state(&mut followers, &progress(last, Some(9)), true, now);
-        assert_eq!(look(9, at(0)), FollowerState::CaughtUp);
+        let mut look = looks(Duration::from_secs(10));
+        assert_eq!(look(9, 9, true, 0), FollowerState::CaughtUp);
         // An hour later there are records, which it does not have yet.
-        assert_eq!(look(20, at(3_600)), FollowerState::CaughtUp);
-        assert_eq!(look(20, at(3_609)), FollowerState::CaughtUp);
-        assert_eq!(look(20, at(3_611)), FollowerState::Lagging);
+        assert_eq!(look(20, 9, true, 3_600_000), FollowerState::CaughtUp);
+        assert_eq!(look(20, 9, true, 3_609_000), FollowerState::CaughtUp);
+        assert_eq!(look(20, 9, true, 3_611_000), FollowerState::Lagging);
     }
 
     #[test]

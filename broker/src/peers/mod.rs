@@ -69,7 +69,7 @@ pub struct PeersOptions {
     pub groups: Arc<dyn RaftGroups>,
     /// Hears of replicas here that need a copy of their leader's log.
     pub behind: mpsc::Sender<Behind>,
-    /// From sending entries to a follower to its answer that they are on its disk.
+    /// From giving entries to the link to a follower to its answer that they are on its disk.
     pub replication_seconds: Histogram,
     pub stop: CancellationToken,
 }

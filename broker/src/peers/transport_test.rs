@@ -122,10 +122,11 @@ impl RaftEndpoint for FakeReplica {
     fn vote(
         &self,
         request: VoteRequest<TypeConfig>,
-        _: bool,
+        pre_vote: bool,
     ) -> BoxFuture<'static, Result<VoteResponse<TypeConfig>, Stopped>> {
         let longer = Some(log_id(3, 50));
-        let granted = request.last_log_id >= longer;
+        // As one whose Raft was opened a moment ago: its lease has just begun.
+        let granted = request.last_log_id >= longer && (pre_vote || request.leadership_transfer);
         Box::pin(async move { Ok(VoteResponse::new(request.vote, longer, granted)) })
     }
 
@@ -477,7 +478,6 @@ async fn votes_are_counted_and_a_longer_log_is_nudged() {
     assert!(two.nudged.try_recv().is_err());
 
     request.last_log_id = Some(log_id(3, 10));
-    request.leadership_transfer = true;
     // It may be the only one to try: whoever only asks first must not be in vain for ever either.
     let asked = client.pre_vote(request.clone(), option()).await.unwrap();
     assert!(!asked.vote_granted);

@@ -52,11 +52,10 @@ impl DataService {
     }
 
     fn describe_log(group: RaftGroupId, replica: &Replica) -> v1::LogDescription {
-        let segments = replica.log().segments();
         let behind = replica.high_watermark().0 - replica.log().log_end_offset().0;
         v1::LogDescription {
             raft_group_id: group.0,
-            size_bytes: segments.iter().map(|segment| segment.size_bytes).sum(),
+            size_bytes: replica.log().size_bytes(),
             offset_lag: u64::try_from(behind).unwrap_or(0),
         }
     }

@@ -1,7 +1,7 @@
 //! Hands partitions over to the leaders that the controllers ask for.
 //!
-//! Invariant: nobody here decides by himself that another broker should lead; only replicas that are up,
-//! caught up and sound are given anything.
+//! Invariant: nobody here decides by himself that another broker should lead. A hand-over is begun only
+//! towards a replica that is up, caught up and sound.
 
 use std::time::Duration;
 
@@ -17,7 +17,6 @@ const HAND_BACKS_MAX: usize = 96;
 pub(super) const HAND_BACK_INTERVAL: Duration = Duration::from_millis(300);
 /// How long who has handed over does not campaign: its successor is at it.
 pub(super) const YIELD_TIME: Duration = Duration::from_secs(1);
-pub(super) const HAND_BACK_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Driver {
     pub(super) fn plan_hand_back(&mut self, delay: Duration) {
@@ -26,8 +25,7 @@ impl Driver {
         }
     }
 
-    /// Hands partitions over to the leaders that the controllers ask for, some at a time. Nobody
-    /// here decides by himself that another broker should lead.
+    /// Begins some of the hand-overs that are wanted; the others come with the next pass.
     pub(super) fn hand_back(&mut self, now: Instant) {
         if *self.options.draining.borrow() {
             return;
@@ -73,7 +71,7 @@ impl Driver {
                 "hands a partition over as the controllers ask"
             );
             self.tasks.spawn(async move {
-                hand_over_to(&replica, &[successor], HAND_BACK_TIMEOUT).await;
+                hand_over_to(&replica, &[successor]).await;
                 events.send(TaskEvent::HandedBack(id)).ok();
             });
         }

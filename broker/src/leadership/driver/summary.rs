@@ -7,10 +7,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-/// What happened to many partitions is told in one line per interval.
 const SUMMARY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Counts what happens to partitions, and tells it in one line.
+/// What is not told yet, and when it will be.
 #[derive(Default)]
 pub struct Summary {
     gained: u64,

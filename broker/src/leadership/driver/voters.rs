@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::hand_back::{HAND_BACK_TIMEOUT, YIELD_TIME};
+use super::hand_back::YIELD_TIME;
 use super::{Driver, Group, LedEvent, TaskEvent};
 use crate::leadership::hand_over::hand_over_to;
 use crate::peers::membership::{Members, MembershipError, change_voters};
@@ -131,7 +131,7 @@ async fn settle_voters(
             raft_group_id = group_id,
             "hands a partition over to those that stay"
         );
-        hand_over_to(replica, voters, HAND_BACK_TIMEOUT).await;
+        hand_over_to(replica, voters).await;
     }
     Ok(())
 }

@@ -34,8 +34,6 @@ struct Led {
     /// Made when the partition is found in the image.
     followers: Option<(Vec<ReplicaId>, Followers)>,
     states: BTreeMap<BrokerId, FollowerState>,
-    /// Every replica of the assignment votes; one that only learns is not in sync yet.
-    all_vote: bool,
     /// The voters are those that this epoch of the partition wants.
     settled_at: Option<PartitionEpoch>,
     /// When a report is due; None: the image says what is so.
@@ -131,7 +129,6 @@ impl LedTable {
                     place,
                     followers: None,
                     states: BTreeMap::new(),
-                    all_vote: false,
                     settled_at: None,
                     due_at: None,
                     sent: None,
@@ -208,8 +205,10 @@ impl LedTable {
         let Some(led) = self.led.get_mut(&group) else {
             return;
         };
-        // Before the log's end is read: what comes later is told.
+        // In this order: what the log gets later is told, and what it has got already shows in its end, which
+        // Raft may publish a moment later.
         led.replica.watch_growth(&self.growth);
+        let end = led.replica.log().last_entry_id().map(|(index, _)| index);
         let partition = led.place.find(&self.image, group);
         let (Some(partition), Some(progress)) = (partition, led.replica.progress()) else {
             self.unsettled.insert(group);
@@ -227,18 +226,19 @@ impl LedTable {
             return;
         };
         let mut states = followers.observe(&progress, |broker| reach(&self.links, broker), now);
-        let is_settled = followers.is_settled();
+        let is_settled = followers.is_settled() && progress.last_index == end;
         let voters = Members::of(&led.replica).map(|members| members.all_voters());
         let voters = voters.unwrap_or_default();
-        led.all_vote = true;
+        // One that only learns is not in sync yet.
+        let mut all_vote = true;
         for replica in partition.replicas.iter().filter(|id| !voters.contains(id)) {
-            led.all_vote = false;
+            all_vote = false;
             let state = states.entry(replica.broker_id);
             state.and_modify(|state| *state = (*state).max(FollowerState::Lagging));
         }
         states.insert(self.broker_id, FollowerState::CaughtUp);
         led.states = states;
-        if !is_settled || !led.all_vote {
+        if !is_settled || !all_vote {
             self.unsettled.insert(group);
         } else {
             self.unsettled.remove(&group);
