@@ -6,7 +6,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use reqwest::{Method, StatusCode};
+use reqwest::{Method, Response, StatusCode};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -89,28 +89,15 @@ impl RestClient {
     }
 
     /// The first controller's answer that is one, its body not yet read.
-    pub async fn download(&self, path: &str) -> Result<reqwest::Response, RestError> {
-        let mut attempts = Vec::new();
-        for base in &self.urls {
-            let answer = match self.http.get(format!("{base}{path}")).send().await {
-                Ok(answer) => answer,
-                Err(error) => {
-                    attempts.push((base.clone(), root_cause(&error)));
-                    continue;
-                }
-            };
-            let status = answer.status();
-            if status.is_success() {
-                return Ok(answer);
-            }
-            let bytes = answer.bytes().await.unwrap_or_default();
-            if status != StatusCode::SERVICE_UNAVAILABLE {
-                let reason = reason(status, &bytes);
-                return Err(RestError::Refused { status, reason });
-            }
-            attempts.push((base.clone(), reason(status, &bytes)));
+    pub async fn download(&self, path: &str) -> Result<Response, RestError> {
+        let (_, answer) = self.first_answer(Method::GET, path, None).await?;
+        let status = answer.status();
+        if status.is_success() {
+            return Ok(answer);
         }
-        Err(RestError::NobodyAnswered { attempts })
+        let bytes = answer.bytes().await.unwrap_or_default();
+        let reason = reason(status, &bytes);
+        Err(RestError::Refused { status, reason })
     }
 
     /// Sends a request to the first controller that takes it. `Null` where the answer is empty.
@@ -120,6 +107,21 @@ impl RestClient {
         path: &str,
         body: Option<&Value>,
     ) -> Result<Value, RestError> {
+        let (base, answer) = self.first_answer(method, path, body).await?;
+        let status = answer.status();
+        let bytes = answer.bytes().await;
+        let bytes = bytes.map_err(|error| outcome_unknown(base, &error))?;
+        read_answer(status, &bytes)
+    }
+
+    /// Asks one controller after the other until one answers more than that it knows no leader; its
+    /// URL, and the answer without its body.
+    async fn first_answer(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<(&str, Response), RestError> {
         let mut attempts = Vec::new();
         for base in &self.urls {
             let url = format!("{base}{path}");
@@ -133,30 +135,25 @@ impl RestClient {
                     attempts.push((base.clone(), root_cause(&error)));
                     continue;
                 }
-                Err(error) => {
-                    let cause = root_cause(&error);
-                    return Err(RestError::OutcomeUnknown {
-                        url: base.clone(),
-                        cause,
-                    });
-                }
+                Err(error) => return Err(outcome_unknown(base, &error)),
             };
             let status = answer.status();
-            let bytes = answer
-                .bytes()
-                .await
-                .map_err(|error| RestError::OutcomeUnknown {
-                    url: base.clone(),
-                    cause: root_cause(&error),
-                })?;
-            if status == StatusCode::SERVICE_UNAVAILABLE {
-                // Not decided, for want of a leader: another controller may know one.
-                attempts.push((base.clone(), reason(status, &bytes)));
-                continue;
+            if status != StatusCode::SERVICE_UNAVAILABLE {
+                return Ok((base, answer));
             }
-            return read_answer(status, &bytes);
+            // Not decided, for want of a leader: another controller may know one.
+            let bytes = answer.bytes().await;
+            let bytes = bytes.map_err(|error| outcome_unknown(base, &error))?;
+            attempts.push((base.clone(), reason(status, &bytes)));
         }
         Err(RestError::NobodyAnswered { attempts })
+    }
+}
+
+fn outcome_unknown(base: &str, error: &reqwest::Error) -> RestError {
+    RestError::OutcomeUnknown {
+        url: base.to_owned(),
+        cause: root_cause(error),
     }
 }
 

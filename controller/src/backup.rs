@@ -110,8 +110,10 @@ pub async fn restore(config: &Config, from: &Path) -> anyhow::Result<Restored> {
         );
     }
     let result = restore_into(config, from).await;
-    // After a success there is nothing to remove; after a failure, the folder is empty again.
-    remove_unfinished(folder)?;
+    if result.is_err() {
+        // The backup's copy, and what there is of a database.
+        remove_unfinished(folder)?;
+    }
     result
 }
 
@@ -145,8 +147,13 @@ async fn restore_into(config: &Config, from: &Path) -> anyhow::Result<Restored> 
     let database = folder.join(RESTORED_NAME);
     backup::write_restored(&database, &dump, &raft::restored_start(&voters)?).await?;
     File::open(&database)?.sync_all()?;
+    // Before the database is in place: from there on a failure would not mean that nothing was done.
+    fs::remove_file(&copy)?;
     fs::rename(&database, folder.join(FILE_NAME))?;
-    File::open(folder)?.sync_all()?;
+    let synced = File::open(folder).and_then(|folder| folder.sync_all());
+    synced.context(
+        "the database is in place but may not last: remove the folder's contents and restore again",
+    )?;
     Ok(restored)
 }
 

@@ -86,7 +86,8 @@ impl ImageFeed {
         self.image.send_replace(image);
     }
 
-    /// Publishes an image that did not come from the one before (an installed snapshot).
+    /// Publishes an image that did not come from the one before: an installed snapshot, or the first
+    /// after a restore.
     pub fn reset(&self, image: Arc<ClusterImage>) {
         let mut history = self.lock();
         history.changes.clear();

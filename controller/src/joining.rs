@@ -39,8 +39,6 @@ pub struct Joining {
     peers: Peers,
     /// None: it takes part.
     unstarted: Option<Unstarted>,
-    /// It was decided in this run of the process.
-    is_new: bool,
     obstacle: watch::Sender<Option<String>>,
 }
 
@@ -69,7 +67,6 @@ impl Joining {
             node: unstarted.node().clone(),
             peers,
             unstarted: Some(unstarted),
-            is_new: false,
             obstacle: watch::Sender::new(None),
         };
         match identity.node_id {
@@ -93,7 +90,6 @@ impl Joining {
             }
             None if config.group().len() == 1 => {
                 let own = joining.node.standing();
-                joining.is_new = true;
                 let decision = decide(config.controller_id, &own, &BTreeMap::new());
                 joining.act_on(decision).await?;
             }
@@ -113,9 +109,9 @@ impl Joining {
 
     /// Returns when there is nothing left to do.
     pub async fn run(mut self) -> anyhow::Result<()> {
-        if self.unstarted.is_some() {
+        let is_new = self.unstarted.is_some();
+        if is_new {
             let decision = self.ask_until_decided().await;
-            self.is_new = true;
             self.act_on(decision).await?;
         }
         self.obstacle.send_replace(None);
@@ -124,7 +120,7 @@ impl Joining {
             .node_id
             .ok_or_else(|| anyhow!("nothing was decided"))?;
         if node_id.incarnation() == 0 {
-            if self.is_new {
+            if is_new {
                 self.node.campaign_first(&self.config).await;
             }
         } else {
@@ -230,13 +226,13 @@ impl Joining {
 
     /// Asks whoever leads until this node votes in place of the one before.
     async fn ask_to_be_let_in(&self, node_id: NodeId) {
+        if self.node.is_settled() {
+            return;
+        }
         let began = Instant::now();
         let mut told: Option<Instant> = None;
-        let mut was_settled = true;
+        self.obstacle.send_replace(Some(NO_VOTER.to_owned()));
         while !self.node.is_settled() {
-            if std::mem::take(&mut was_settled) {
-                self.obstacle.send_replace(Some(NO_VOTER.to_owned()));
-            }
             let mut refusal = None;
             for peer in self.peer_ids() {
                 let Some(channel) = self.peers.channel(peer) else {
@@ -259,10 +255,8 @@ impl Joining {
             }
             tokio::time::sleep(JOIN_RETRY).await;
         }
-        if !was_settled {
-            self.obstacle.send_replace(None);
-            info!(node = %node_id, "votes among the controllers");
-        }
+        self.obstacle.send_replace(None);
+        info!(node = %node_id, "votes among the controllers");
     }
 
     fn peer_ids(&self) -> impl Iterator<Item = u64> + use<> {

@@ -88,8 +88,15 @@ async fn download(access: &Access, file: &mut File) -> anyhow::Result<Label> {
 
 fn place(file: &File, partial: &Path, to: &Path) -> anyhow::Result<()> {
     file.sync_all().context("cannot sync the backup")?;
-    refuse_to_overwrite(to)?;
-    fs::rename(partial, to).with_context(|| format!("cannot write {}", to.display()))?;
+    // A link never takes the place of a file that has come meanwhile.
+    if fs::hard_link(partial, to).is_ok() {
+        // The backup is there under its name; a leftover is named after what it is.
+        let _ = fs::remove_file(partial);
+    } else {
+        // A file that is there, or a file system without links, where a look before has to do.
+        refuse_to_overwrite(to)?;
+        fs::rename(partial, to).with_context(|| format!("cannot write {}", to.display()))?;
+    }
     let folder = match to.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),

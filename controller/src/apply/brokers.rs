@@ -42,9 +42,8 @@ pub fn register(state: &mut State, command: RegisterBroker, change: &mut ImageCh
     let replaced = BTreeSet::from([broker_id]);
     let revision = change.revision;
     // The first time since a restore that this broker says what it holds.
-    let restored_at = state.image.restored_at();
     let held = present
-        .filter(|present| present.broker_epoch.0 < restored_at)
+        .filter(|present| state.image.is_from_before_restore(present))
         .and(command.held.as_deref())
         .map(restore::by_group);
     let incarnation = |partition: &Partition| match &held {

@@ -3,11 +3,15 @@
 use std::collections::BTreeMap;
 
 use chronik_types::cluster_image::{Gateway, Restore};
+use chronik_types::epoch::LeaderEpoch;
 use chronik_types::id::{BrokerId, RaftGroupId, ReplicaId, TopicId};
 use uuid::Uuid;
 
 use crate::apply::apply;
-use crate::command::{Command, HeldReplica, Outcome, RegisterBroker, TopicPlan};
+use crate::command::{
+    BrokerSession, Command, HeldReplica, Outcome, PartitionReport, RegisterBroker, ReportOutcome,
+    ReportPartitions, TopicPlan,
+};
 use crate::state::{PendingRestore, State, StateDump};
 
 const FLOOR: u64 = 1_000_000_000_000;
@@ -46,7 +50,28 @@ fn create(state: &mut State, id: u128, brokers: &[i32]) {
     apply(state, Command::CreateTopics { topics: vec![plan] });
 }
 
-/// Three brokers, a topic on all of them (group 1), one on the first (group 2), and a gateway.
+/// Broker 1 reports that it leads group 1, with all replicas in sync.
+fn lead(state: &mut State) {
+    let topic = state.image.topic(TopicId(Uuid::from_u128(1))).unwrap();
+    let report = PartitionReport {
+        raft_group_id: RaftGroupId(1),
+        leader_epoch: LeaderEpoch(1),
+        partition_epoch: topic.partitions[0].partition_epoch,
+        caught_up: (1..=3).map(BrokerId).collect(),
+        voters: Vec::new(),
+    };
+    let session = BrokerSession {
+        broker_id: BrokerId(1),
+        broker_epoch: state.image.brokers[&BrokerId(1)].broker_epoch,
+    };
+    let reports = vec![report];
+    let command = Command::ReportPartitions(ReportPartitions { session, reports });
+    let (outcome, _) = apply(state, command);
+    assert_eq!(outcome, Outcome::Reported(vec![ReportOutcome::Accepted]));
+}
+
+/// Three brokers, a topic on all of them (group 1) that the first one leads, one on the first (group
+/// 2), and a gateway.
 fn cluster() -> State {
     let mut state = State::default();
     for broker_id in 1..=3 {
@@ -54,6 +79,7 @@ fn cluster() -> State {
     }
     create(&mut state, 1, &[1, 2, 3]);
     create(&mut state, 2, &[1]);
+    lead(&mut state);
     let gateway = Gateway {
         gateway_id: "g".to_owned(),
         incarnation_id: Uuid::nil(),
@@ -129,9 +155,12 @@ fn sessions_and_leaders_are_found_anew() {
     let image = &state.image;
     assert!(image.brokers.values().all(|broker| broker.fenced));
     assert!(image.gateways.is_empty());
+    let led = &backup.image.topics[&TopicId(Uuid::from_u128(1))].partitions[0];
+    assert_eq!((led.leader, led.isr.len()), (Some(BrokerId(1)), 3));
     for (id, topic) in &image.topics {
         let (now, before) = (&topic.partitions[0], &backup.image.topics[id].partitions[0]);
         assert_eq!((now.leader, &now.replicas), (None, &before.replicas));
+        assert_eq!(now.isr.len(), 1);
         assert!(now.partition_epoch.0 > before.partition_epoch.0 + 1_000_000);
     }
 }

@@ -6,10 +6,11 @@
 
 use std::path::Path;
 
-use crc_fast::{CrcAlgorithm, checksum};
+use crc_fast::{CrcAlgorithm, Digest};
+use futures::TryStreamExt;
 use sqlx::migrate::MigrateError;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
-use sqlx::{ConnectOptions, Connection, SqliteConnection};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, SqliteConnection};
 use uuid::Uuid;
 
 use super::raft_tables::{self, LogPosition, VoteRow};
@@ -55,17 +56,18 @@ pub async fn write(file: &Path, dump: &StateDump, label: &BackupLabel) -> Result
         membership: "null".to_owned(),
     };
     state_tables::replace(&mut connection, dump, &applied).await?;
+    let checksum = checksum_of(&mut connection).await?;
     sqlx::query("INSERT INTO backup (id, backup_id, created_at_ms, checksum) VALUES (1, ?, ?, ?)")
         .bind(label.backup_id.to_string())
         .bind(label.created_at_ms)
-        .bind(checksum_of(dump)?)
+        .bind(checksum)
         .execute(&mut connection)
         .await?;
     close(connection).await
 }
 
 /// Reads a backup, from a copy of it that may be written to: an older one is brought to the present
-/// schema first.
+/// schema, after a look whether it is what was written.
 pub async fn read(copy: &Path) -> Result<(StateDump, BackupLabel), BackupError> {
     let damaged = |error: sqlx::Error| BackupError::Damaged(error.to_string());
     let mut connection = options(copy).connect().await.map_err(damaged)?;
@@ -76,28 +78,26 @@ pub async fn read(copy: &Path) -> Result<(StateDump, BackupLabel), BackupError> 
     if verdict != "ok" {
         return Err(BackupError::Damaged(verdict));
     }
+    let label = load_label(&mut connection).await.map_err(damaged)?;
+    if let Some((_, _, checksum)) = label
+        && checksum_of(&mut connection).await.map_err(damaged)? != checksum
+    {
+        return Err(BackupError::Damaged("its checksum is wrong".to_owned()));
+    }
     migrate(&mut connection)
         .await
         .map_err(|error| match error {
             MigrateError::VersionMissing(_) => BackupError::Newer,
             other => BackupError::Damaged(other.to_string()),
         })?;
-    let label: Option<(String, i64, i64)> =
-        sqlx::query_as("SELECT backup_id, created_at_ms, checksum FROM backup")
-            .fetch_optional(&mut connection)
-            .await
-            .map_err(damaged)?;
     let (_, dump) = state_tables::load(&mut connection).await?;
-    let Some((backup_id, created_at_ms, checksum)) = label else {
+    let Some((backup_id, created_at_ms, _)) = label else {
         return Err(BackupError::NoBackup(match dump {
             Some(_) => "it is the database of a controller",
             None => "it holds no state of a cluster",
         }));
     };
     let dump = dump.ok_or(BackupError::NoBackup("it holds no state of a cluster"))?;
-    if checksum_of(&dump)? != checksum {
-        return Err(BackupError::Damaged("its checksum is wrong".to_owned()));
-    }
     let backup_id = Uuid::try_parse(&backup_id)
         .map_err(|error| BackupError::Damaged(format!("its id: {error}")))?;
     connection.close().await.map_err(damaged)?;
@@ -122,23 +122,54 @@ pub async fn write_restored(
     close(connection).await
 }
 
-/// The state as one number. A state that was written and read again has the same.
-fn checksum_of(dump: &StateDump) -> Result<i64, DbError> {
-    let mut dump = dump.clone();
-    dump.controllers
-        .sort_unstable_by_key(|controller| controller.controller_id);
-    dump.brokers
-        .sort_unstable_by_key(|row| row.broker.broker_id);
-    dump.gateways
-        .sort_unstable_by(|a, b| a.gateway_id.cmp(&b.gateway_id));
-    dump.topics.sort_unstable_by_key(|topic| topic.topic_id);
-    // An older backup is read with the present version.
-    dump.schema_version = 0;
-    let bytes = serde_json::to_vec(&dump).map_err(|error| DbError::Corrupt {
-        what: "state",
-        why: error.to_string(),
-    })?;
-    Ok(checksum(CrcAlgorithm::Crc64Nvme, &bytes).cast_signed())
+/// The backup's id, when it was made, and its checksum; none where nothing says that it is a backup.
+async fn load_label(
+    connection: &mut SqliteConnection,
+) -> Result<Option<(String, i64, i64)>, sqlx::Error> {
+    // Databases of an older schema, or of somebody else, have no such table.
+    let has_table: bool = sqlx::query_scalar(
+        "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'backup')",
+    )
+    .fetch_one(&mut *connection)
+    .await?;
+    if !has_table {
+        return Ok(None);
+    }
+    sqlx::query_as("SELECT backup_id, created_at_ms, checksum FROM backup")
+        .fetch_optional(connection)
+        .await
+}
+
+/// Every row of the state as one number, whatever tables and columns the file has: a backup keeps its
+/// checksum when later schemas get more of them. Rows come in the order of their keys, which needs no
+/// sorting.
+async fn checksum_of(connection: &mut SqliteConnection) -> Result<i64, sqlx::Error> {
+    // One query for each table. Names are quoted, as the file may be anybody's.
+    let queries: Vec<String> = sqlx::query_scalar(
+        r#"SELECT format('SELECT %s FROM "%w" ORDER BY %s',
+                group_concat(format('quote("%w")', c.name), ' || '','' || ' ORDER BY c.cid),
+                t.name,
+                coalesce(group_concat(format('"%w"', c.name), ', ' ORDER BY c.pk)
+                             FILTER (WHERE c.pk > 0), '1'))
+           FROM sqlite_schema AS t JOIN pragma_table_info(t.name) AS c
+           WHERE t.type = 'table' AND t.name NOT IN ('backup', '_sqlx_migrations')
+                 AND t.name NOT GLOB 'sqlite_*'
+           GROUP BY t.name ORDER BY t.name"#,
+    )
+    .fetch_all(&mut *connection)
+    .await?;
+    let mut digest = Digest::new(CrcAlgorithm::Crc64Nvme);
+    for query in queries {
+        // Holds the names of the table and its columns.
+        digest.update(query.as_bytes());
+        let mut rows =
+            sqlx::query_scalar::<_, String>(AssertSqlSafe(query)).fetch(&mut *connection);
+        while let Some(row) = rows.try_next().await? {
+            digest.update(row.as_bytes());
+            digest.update(b"\n");
+        }
+    }
+    Ok(digest.finalize().cast_signed())
 }
 
 /// One file, without a write-ahead log beside it; synced when it is complete.
@@ -164,3 +195,7 @@ async fn close(mut connection: SqliteConnection) -> Result<(), DbError> {
     connection.close().await?;
     Ok(())
 }
+
+#[cfg(test)]
+#[path = "backup_test.rs"]
+mod tests;

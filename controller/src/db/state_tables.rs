@@ -202,12 +202,8 @@ async fn put<T: Serialize>(
     rows: &[T],
 ) -> Result<(), DbError> {
     for rows in rows.chunks(ROWS_PER_STATEMENT) {
-        let json = serde_json::to_string(rows).map_err(|error| DbError::Corrupt {
-            what: "row",
-            why: error.to_string(),
-        })?;
         sqlx::query(sql)
-            .bind(json)
+            .bind(text("rows", &rows)?)
             .execute(&mut *connection)
             .await?;
     }
@@ -454,21 +450,21 @@ async fn load_partitions(
         .collect()
 }
 
-fn uuid(text: &str) -> Result<Uuid, DbError> {
+pub(super) fn uuid(text: &str) -> Result<Uuid, DbError> {
     text.parse().map_err(|_| DbError::Corrupt {
         what: "uuid",
         why: text.to_owned(),
     })
 }
 
-fn text<T: Serialize>(what: &'static str, value: &T) -> Result<String, DbError> {
+pub(super) fn text<T: Serialize>(what: &'static str, value: &T) -> Result<String, DbError> {
     serde_json::to_string(value).map_err(|error| DbError::Corrupt {
         what,
         why: error.to_string(),
     })
 }
 
-fn json<T: DeserializeOwned>(what: &'static str, text: &str) -> Result<T, DbError> {
+pub(super) fn json<T: DeserializeOwned>(what: &'static str, text: &str) -> Result<T, DbError> {
     serde_json::from_str(text).map_err(|error| DbError::Corrupt {
         what,
         why: error.to_string(),

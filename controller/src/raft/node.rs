@@ -249,8 +249,7 @@ impl RaftNode {
             .map(|c| c.id)
             .filter(|id| *id != own_id)
             .collect();
-        // One alone elects itself at once.
-        let Some((_, raft)) = self.member().filter(|_| !waiting.is_empty()) else {
+        let Some((_, raft)) = self.member() else {
             return;
         };
         if waiting.iter().any(|peer| *peer < own_id) {

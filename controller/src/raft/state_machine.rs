@@ -168,8 +168,9 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         self.state = State::from(dump);
         self.applied = meta.last_log_id;
         self.membership = meta.last_membership.clone();
-        if self.state.pending_restore.is_none() {
-            self.feed.reset(self.state.image.clone());
+        match self.state.pending_restore {
+            None => self.feed.reset(self.state.image.clone()),
+            Some(_) => self.feed.hold_back(),
         }
         Ok(())
     }

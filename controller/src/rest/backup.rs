@@ -35,8 +35,13 @@ pub async fn backup_cluster(State(api): State<Api>) -> Result<Response, Problem>
     }
     let dump = controller.node().dump().await.map_err(Problem::internal)?;
     let dump = dump.ok_or_else(|| Problem::unavailable("this controller has no metadata yet"))?;
-    let folder = &controller.config().data_dir;
-    let outgoing = backup::write(folder, &dump).await.map_err(|error| {
+    // Goes on without its request when the client leaves: it removes its file.
+    let folder = controller.config().data_dir.clone();
+    let writing = tokio::spawn(async move { backup::write(&folder, &dump).await });
+    let written = writing
+        .await
+        .map_err(|error| Problem::internal(error.to_string()))?;
+    let outgoing = written.map_err(|error| {
         tracing::error!(%error, "a backup could not be written");
         Problem::internal(error.to_string())
     })?;

@@ -59,7 +59,7 @@ impl SessionsRpc {
         check_length("rack", request.rack.as_deref().unwrap_or("none"))?;
         // Only a state that is older than the brokers has to be told what they hold.
         let known = image.brokers.get(&broker_id);
-        let is_older = known.is_some_and(|known| known.broker_epoch.0 < image.restored_at());
+        let is_older = known.is_some_and(|known| image.is_from_before_restore(known));
         let held = (request.names_held_replicas && is_older).then(|| {
             let replicas = request.held_replicas.iter();
             replicas

@@ -4,13 +4,14 @@
 use std::collections::{BTreeMap, HashMap};
 
 use chronik_proto::v1;
-use chronik_types::cluster_image::ClusterImage;
+use chronik_types::cluster_image::{ClusterImage, Partition, Topic};
 use chronik_types::id::BrokerId;
 use futures::future::join_all;
 use tokio::time::timeout;
 
 use super::coordinator::CALL_TIMEOUT;
-use crate::error::ErrorCode;
+use crate::controller_client::call_error;
+use crate::error::{ErrorCode, admin_call_error};
 use crate::protocol::messages as m;
 use crate::protocol::messages::describe_log_dirs_response::{
     DescribeLogDirsPartition, DescribeLogDirsResult, DescribeLogDirsTopic,
@@ -46,11 +47,11 @@ async fn describe(
     broker_id: BrokerId,
 ) -> Result<v1::DescribeLogsResponse, ErrorCode> {
     let link = services.router.link(broker_id);
-    let mut client = link.ok_or(ErrorCode::KafkaStorageError)?.data();
+    let mut client = link.ok_or(ErrorCode::RequestTimedOut)?.data();
     let asked = client.describe_logs(v1::DescribeLogsRequest {});
     match timeout(CALL_TIMEOUT, asked).await {
         Ok(Ok(answer)) => Ok(answer.into_inner()),
-        Ok(Err(_)) => Err(ErrorCode::KafkaStorageError),
+        Ok(Err(status)) => Err(admin_call_error(&call_error(&status))),
         Err(_) => Err(ErrorCode::RequestTimedOut),
     }
 }
@@ -60,22 +61,30 @@ fn names<'a>(
     image: &'a ClusterImage,
     request: &m::DescribeLogDirsRequest,
 ) -> HashMap<u64, (&'a str, i32)> {
-    let is_wanted = |name: &str, index: i32| match &request.topics {
-        None => true,
-        Some(topics) => topics
-            .iter()
-            .any(|topic| *topic.topic == *name && topic.partitions.contains(&index)),
-    };
     let mut names = HashMap::new();
-    for topic in image.topics.values() {
-        for partition in &topic.partitions {
-            let index = partition.partition.0;
-            if is_wanted(&topic.name, index) {
-                names.insert(partition.raft_group_id.0, (&*topic.name, index));
+    match &request.topics {
+        None => {
+            for topic in image.topics.values() {
+                names.extend(topic.partitions.iter().map(|one| name(topic, one)));
+            }
+        }
+        Some(topics) => {
+            for wanted in topics {
+                let Some(topic) = image.topic_by_name(&wanted.topic) else {
+                    continue;
+                };
+                let partitions = wanted.partitions.iter();
+                let found = partitions.filter_map(|index| topic.partition((*index).into()));
+                names.extend(found.map(|one| name(topic, one)));
             }
         }
     }
     names
+}
+
+fn name<'a>(topic: &'a Topic, partition: &Partition) -> (u64, (&'a str, i32)) {
+    let index = partition.partition.0;
+    (partition.raft_group_id.0, (&*topic.name, index))
 }
 
 fn result(

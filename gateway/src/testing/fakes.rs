@@ -330,7 +330,6 @@ impl v1::data_server::Data for BrokerService {
         }))
     }
 
-    /// Every log ends at offset 50.
     async fn describe_logs(
         &self,
         _request: Request<v1::DescribeLogsRequest>,
@@ -350,6 +349,7 @@ impl v1::data_server::Data for BrokerService {
         }))
     }
 
+    /// Every log ends at offset 50.
     async fn delete_records(
         &self,
         request: Request<v1::DeleteRecordsRequest>,
