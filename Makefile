@@ -15,18 +15,19 @@ run: ## build, then run a whole cluster on this machine (Ctrl-C stops it)
 test: ## what every change must pass
 	scripts/test.sh
 
-test-all: ## test, and what takes longer: Jaeger, container images, long fault runs
+test-all: ## test, and what takes longer: Jaeger, container images, broken brokers, rolling restart, 10,000 partitions
 	scripts/test-all.sh
 
 check-consistency: ## clients against faults, judged, for as long as ARGS="--minutes 30 --seed 1" says
 	cargo build --release --locked -p chronik-controller -p chronik-broker -p chronik-gateway -p chronik-cli
 	scripts/install-test-tools.sh
-	cargo build --release --locked -p chronik-tests --bin chronik-checker
+	cargo build --release --locked --workspace --bin chronik-checker
 	CHRONIK_BIN_DIR=$(abspath $(TARGET))/release $(TARGET)/release/chronik-checker $(ARGS)
 
 check: ## format and lints, without changing anything
 	cargo fmt --all --check
-	cargo clippy --release --workspace --all-targets --test it --test long -- -D warnings
+	cargo clippy --release --workspace --all-targets -- -D warnings
+	cargo clippy --release --workspace --test it --test long -- -D warnings
 
 bench: ## load against Chronik and Apache Kafka, side by side, every record read back
 	cargo build --release -p chronik-controller -p chronik-broker -p chronik-gateway -p chronik-cli
@@ -35,4 +36,5 @@ bench: ## load against Chronik and Apache Kafka, side by side, every record read
 
 fix: ## format, and apply what the lints can mend; the only command that changes files
 	cargo fmt --all
-	cargo clippy --release --workspace --all-targets --test it --test long --fix --allow-dirty --allow-staged
+	cargo clippy --release --workspace --all-targets --fix --allow-dirty --allow-staged
+	cargo clippy --release --workspace --test it --test long --fix --allow-dirty --allow-staged

@@ -1,7 +1,10 @@
 #!/usr/bin/env bash
 # `make test-all`: all of `make test`, then what takes longer or needs more of the machine: traces
-# read back from a real Jaeger, and the container images with the compose file. Needs root for the
-# container engine.
+# read back from a real Jaeger, the container images with the compose file, brokers broken on purpose
+# that the consistency checker has to catch, a rolling restart, the catch-up of a replica, the lag of
+# replication, and 10,000 partitions. Needs root for the container engine.
+#
+# Tests that hang are ended: what ran before them still counts.
 #
 # Its last line is `N passed, N failed`, over both parts.
 set -uo pipefail
@@ -34,6 +37,6 @@ stage "container engine" check scripts/install-test-tools.sh containers
 # What the consistency checker has to find: built beside the product, never into it.
 stage "broken broker" check cargo build --release --locked "${product[@]}" --features chronik-broker/sabotage \
     --bin chronik-broker-sabotaged
-stage "long tests" cargo_tests cargo test --release --locked --no-fail-fast \
-    --workspace --test long -- --test-threads=1
+stage "long tests" cargo_tests timeout -k 30 3600 \
+    cargo test --release --locked --no-fail-fast --workspace --test long -- --test-threads=1
 summary

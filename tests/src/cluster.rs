@@ -19,6 +19,8 @@ use crate::wait::{holds, wait_for};
 
 const START_DEADLINE: Duration = Duration::from_secs(120);
 const STOP_DEADLINE: Duration = Duration::from_secs(90);
+/// How long an orderly stop of a broker may take.
+pub const STOP_BOUND: Duration = Duration::from_secs(10);
 /// Brokers of a test take records however full the machine's disk is, within reason.
 pub const SMALL_RESERVE: (&str, &str) = ("CHRONIK_BROKER_STORAGE__RESERVE_BYTES", "134217728");
 
@@ -217,7 +219,21 @@ impl Cluster {
         self.restarted.remove(name);
     }
 
-    /// Starts a killed service again, from its own configuration file, and does not wait for it.
+    /// SIGTERM to one service. Gives how long it took to end.
+    pub fn stop_service(&mut self, name: &str) -> Duration {
+        let process = &self.service(name).process;
+        let began = Instant::now();
+        process.signal(libc::SIGTERM);
+        wait_for(&format!("{name} to end"), STOP_DEADLINE, || {
+            holds(!process.is_alive(), "it still runs")
+        });
+        let took = began.elapsed();
+        // Reaps it, if it was ours.
+        self.restarted.remove(name);
+        took
+    }
+
+    /// Starts a service that has ended again, from its own configuration file, and does not wait for it.
     pub fn start_service(&mut self, name: &str) {
         self.start_service_with(name, &[]);
     }
@@ -274,6 +290,11 @@ impl Cluster {
         text.lines()
             .find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
             .ok_or_else(|| format!("{service} shows no {name}"))
+    }
+
+    /// What one service has logged so far.
+    pub fn log(&self, service: &str) -> String {
+        read_log(&self.service(service).log)
     }
 
     /// kill -9 of every process at once, launcher included.

@@ -57,18 +57,16 @@ impl Production {
     pub fn wait_until_acked(&self, records: u64, deadline: Duration) {
         self.process
             .wait_for_line(&format!("{records} acks"), deadline, |line| {
-                let count: u64 = line.strip_prefix("acked ")?.parse().ok()?;
-                (count >= records).then_some(())
+                (acked(line)? >= records).then_some(())
             });
     }
 
     /// Waits until so many more records are acknowledged than now.
     pub fn wait_until_acked_more(&self, records: u64, deadline: Duration) {
-        let told = |line: &String| line.strip_prefix("acked ")?.parse::<u64>().ok();
-        let next = |line: &str| told(&line.to_owned());
-        let so_far = self.process.lines_so_far().iter().filter_map(told).max();
+        let lines = self.process.lines_so_far();
+        let so_far = lines.iter().filter_map(|line| acked(line)).max();
         // Counts are told every 10,000: without one of now, the next is waited for.
-        let so_far = so_far.unwrap_or_else(|| self.process.wait_for_line("acks", deadline, next));
+        let so_far = so_far.unwrap_or_else(|| self.process.wait_for_line("acks", deadline, acked));
         self.wait_until_acked(so_far.saturating_add(records), deadline);
     }
 
@@ -93,6 +91,11 @@ impl Production {
             ledger: self.ledger,
         }
     }
+}
+
+/// The count in a line of the producer that tells one.
+fn acked(line: &str) -> Option<u64> {
+    line.strip_prefix("acked ")?.parse().ok()
 }
 
 /// Produces to the end.

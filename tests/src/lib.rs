@@ -6,6 +6,8 @@
 
 pub mod cluster;
 pub mod ledger;
+pub mod log_files;
+pub mod numbered;
 pub mod process;
 pub mod rest;
 pub mod scale;

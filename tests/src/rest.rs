@@ -125,6 +125,27 @@ impl Rest {
         );
     }
 
+    /// Creates a topic as soon as the controllers can: an answer of before they have elected a leader
+    /// says that nothing was done.
+    pub fn create_topic_in_the_end(&self, body: &Value, deadline: Duration) {
+        let what = format!("topic {} to be created", body["name"]);
+        wait_for(&what, deadline, || {
+            match self.ask(Method::POST, "/v1/topics", Some(body)) {
+                Some(answer) if answer.status < 300 || answer.status == 409 => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        });
+    }
+
+    /// The id of the controller that leads, once there is one.
+    pub fn controller_leader(&self, deadline: Duration) -> u64 {
+        wait_for("a controller leader", deadline, || {
+            self.get("/v1/cluster")?["controller_leader"]
+                .as_u64()
+                .ok_or_else(|| "none".to_owned())
+        })
+    }
+
     pub fn partitions(&self, topic: &str) -> Result<Vec<Partition>, String> {
         let answer = self.get(&format!("/v1/topics/{topic}"))?;
         let list = answer["partitions"]

@@ -10,34 +10,23 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 pub fn wait_for<T, E: Display>(
     what: &str,
     deadline: Duration,
-    mut look: impl FnMut() -> Result<T, E>,
+    look: impl FnMut() -> Result<T, E>,
 ) -> T {
     let started = Instant::now();
-    loop {
-        let seen = match look() {
-            Ok(value) => return value,
-            Err(seen) => seen,
-        };
-        assert!(
-            started.elapsed() < deadline,
-            "waited {:.1} s for {what}: {seen}",
-            started.elapsed().as_secs_f64()
-        );
-        std::thread::sleep(LOOK_INTERVAL);
-    }
+    within(deadline, look).unwrap_or_else(|seen| {
+        let waited = started.elapsed().as_secs_f64();
+        panic!("waited {waited:.1} s for {what}: {seen}")
+    })
 }
 
-/// Looks until `look` says so. False: it did not within the time.
-pub fn comes_true(within: Duration, mut look: impl FnMut() -> bool) -> bool {
+/// Looks until `look` gives a value, or what it saw last at the deadline.
+pub fn within<T, E>(deadline: Duration, mut look: impl FnMut() -> Result<T, E>) -> Result<T, E> {
     let started = Instant::now();
     loop {
-        if look() {
-            return true;
+        match look() {
+            Err(_) if started.elapsed() < deadline => std::thread::sleep(LOOK_INTERVAL),
+            seen => return seen,
         }
-        if started.elapsed() >= within {
-            return false;
-        }
-        std::thread::sleep(LOOK_INTERVAL);
     }
 }
 

@@ -20,7 +20,7 @@ use crate::bin_dir;
 use crate::cluster::SMALL_RESERVE;
 use crate::process::{OwnChild, ProcessId};
 use crate::rest::Rest;
-use crate::wait::{comes_true, holds, wait_for};
+use crate::wait::{holds, wait_for, within};
 
 const READY_DEADLINE: Duration = Duration::from_secs(120);
 /// How long a service may take to end after SIGTERM, before it is killed and that is told.
@@ -325,12 +325,12 @@ impl Fleet {
 
     pub fn wait_until_ready(&mut self, name: &str, deadline: Duration) -> Result<(), String> {
         let http = Rest::with_deadline(vec![self.services[name].http.clone()], ASK_DEADLINE);
-        let is_ready = comes_true(deadline, || {
+        within(deadline, || {
             self.look_for_crashes();
             let answer = http.ask(reqwest::Method::GET, "/readyz", None);
-            answer.is_some_and(|answer| answer.status == 200)
-        });
-        holds(is_ready, format!("{name} is not ready after {deadline:?}"))
+            let is_ready = answer.is_some_and(|answer| answer.status == 200);
+            holds(is_ready, format!("{name} is not ready after {deadline:?}"))
+        })
     }
 
     fn service(&mut self, name: &str) -> &mut Service {

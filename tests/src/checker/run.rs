@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use reqwest::Method;
 use serde_json::json;
 
 use super::fleet::{Fleet, Shape};
@@ -13,7 +12,6 @@ use super::nemesis::Nemesis;
 use super::schedule::{Extent, Family, Step, plan};
 use super::workload::{Load, TOPICS, Workload};
 use crate::turn::Turn;
-use crate::wait::wait_for;
 use crate::wire::Random;
 
 const START_DEADLINE: Duration = Duration::from_secs(60);
@@ -159,14 +157,7 @@ fn create_topics(fleet: &Fleet) {
             "name": topic, "partition_count": partitions, "replication_factor": 3,
             "configs": {"min.insync.replicas": "2"}, "timeout_ms": 60_000,
         });
-        wait_for(
-            &format!("topic {topic} to be created"),
-            START_DEADLINE,
-            || match rest.ask(Method::POST, "/v1/topics", Some(&body)) {
-                Some(answer) if answer.status < 300 || answer.status == 409 => Ok(()),
-                other => Err(format!("{other:?}")),
-            },
-        );
+        rest.create_topic_in_the_end(&body, START_DEADLINE);
         rest.wait_until_healthy(topic, START_DEADLINE);
     }
 }

@@ -8,14 +8,16 @@ use std::time::Duration;
 use chronik_tests::bin_dir;
 use chronik_tests::cluster::Cluster;
 use chronik_tests::ledger::{Produced, produce};
+use chronik_tests::log_files;
 use chronik_tests::rest::Rest;
+use chronik_tests::tools::run;
 use chronik_tests::wait::{holds, wait_for};
-use reqwest::Method;
 use serde_json::json;
 
 const DEADLINE: Duration = Duration::from_secs(120);
 const RECORDS: u64 = 20_000;
 const CONTROLLERS: [&str; 3] = ["controller-1", "controller-2", "controller-3"];
+const BROKERS: [&str; 3] = ["broker-1", "broker-2", "broker-3"];
 
 fn fill(cluster: &Cluster, topic: &str) -> Produced {
     let arguments = ["-partitions", "6", "-records", "20000", "-timeout", "100s"];
@@ -32,29 +34,8 @@ fn create(rest: &Rest, topic: &str) {
 /// Creates a topic through whoever leads by now.
 fn create_in_the_end(rest: &Rest, topic: &str) {
     let body = json!({"name": topic, "partition_count": 3, "replication_factor": 3});
-    wait_for(
-        &format!("topic {topic} to be created"),
-        DEADLINE,
-        || match rest.ask(Method::POST, "/v1/topics", Some(&body)) {
-            Some(answer) if answer.status < 300 || answer.status == 409 => Ok(()),
-            other => Err(format!("{other:?}")),
-        },
-    );
+    rest.create_topic_in_the_end(&body, DEADLINE);
     rest.wait_until_healthy(topic, DEADLINE);
-}
-
-fn leader(rest: &Rest) -> String {
-    let id = wait_for("a controller leader", DEADLINE, || {
-        rest.get("/v1/cluster")?["controller_leader"]
-            .as_u64()
-            .ok_or_else(|| "none".to_owned())
-    });
-    format!("controller-{id}")
-}
-
-fn log(cluster: &Cluster, service: &str) -> String {
-    let bytes = std::fs::read(&cluster.service(service).log).expect("a log");
-    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 fn lose_disk(cluster: &mut Cluster, name: &str) {
@@ -65,11 +46,11 @@ fn lose_disk(cluster: &mut Cluster, name: &str) {
 /// Starts it with an empty folder and waits until it votes again.
 fn start_empty(cluster: &mut Cluster, name: &str) {
     let votes = "votes among the controllers";
-    let before = log(cluster, name).matches(votes).count();
+    let before = cluster.log(name).matches(votes).count();
     cluster.start_service(name);
     cluster.wait_until_ready(name, DEADLINE);
     wait_for(&format!("{name} to vote"), DEADLINE, || {
-        let now = log(cluster, name).matches(votes).count();
+        let now = cluster.log(name).matches(votes).count();
         holds(now > before, format!("{now} times"))
     });
 }
@@ -81,7 +62,7 @@ fn controllers_that_lose_their_disks_come_back_by_themselves() {
     create(&rest, "first");
     let filled = fill(&cluster, "first");
 
-    let first_leader = leader(&rest);
+    let first_leader = format!("controller-{}", rest.controller_leader(DEADLINE));
     let follower = CONTROLLERS
         .into_iter()
         .find(|name| *name != first_leader)
@@ -118,62 +99,43 @@ fn controllers_that_lose_their_disks_come_back_by_themselves() {
 }
 
 fn back_up(cluster: &Cluster, to: &Path) -> (bool, String) {
-    let output = Command::new(bin_dir().join("chronik"))
-        .args([
-            "cluster",
-            "backup",
-            "--rest-url",
-            &cluster.rest_addresses().join(","),
-        ])
+    let urls = cluster.rest_addresses().join(",");
+    let mut command = Command::new(bin_dir().join("chronik"));
+    command
+        .args(["cluster", "backup", "--rest-url", &urls])
         .arg("--to")
-        .arg(to)
-        .output()
-        .expect("chronik runs");
-    (
-        output.status.success(),
-        String::from_utf8_lossy(&output.stderr).into_owned(),
-    )
+        .arg(to);
+    let finished = run(&mut command, "", DEADLINE);
+    (finished.success, finished.stderr)
 }
 
 fn restore(cluster: &Cluster, name: &str, from: &Path) -> (bool, String) {
     let service = cluster.service(name);
-    let output = Command::new(&service.binary)
+    let mut command = Command::new(&service.binary);
+    command
         .arg("restore")
         .arg("--from")
         .arg(from)
         .arg("--config")
-        .arg(&service.config)
-        .output()
-        .expect("the controller runs");
-    let told = [output.stdout, output.stderr].concat();
+        .arg(&service.config);
+    let finished = run(&mut command, "", DEADLINE);
     (
-        output.status.success(),
-        String::from_utf8_lossy(&told).into_owned(),
+        finished.success,
+        format!("{}{}", finished.stdout, finished.stderr),
     )
 }
 
-/// The segments of records below a folder, with their sizes.
-fn segments(folder: &Path) -> BTreeMap<PathBuf, u64> {
-    let mut found = BTreeMap::new();
-    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-        let path = entry.path();
-        if path.is_dir() {
-            found.append(&mut segments(&path));
-        } else if path.extension().is_some_and(|extension| extension == "log") {
-            found.insert(path, entry.metadata().map_or(0, |metadata| metadata.len()));
-        }
-    }
-    found
-}
-
+/// The segments of records of all brokers, with their sizes.
 fn segments_of_brokers(cluster: &Cluster) -> BTreeMap<PathBuf, u64> {
-    let folder = |id: u32| {
-        cluster
-            .data_dir()
-            .join(format!("broker-{id}"))
-            .join("storage/partitions")
+    let with_size = |path: PathBuf| {
+        let bytes = std::fs::metadata(&path).map_or(0, |metadata| metadata.len());
+        (path, bytes)
     };
-    (1..=3).flat_map(|id| segments(&folder(id))).collect()
+    BROKERS
+        .iter()
+        .flat_map(|broker| log_files::files(cluster, broker, "log"))
+        .map(with_size)
+        .collect()
 }
 
 #[test]
@@ -223,10 +185,9 @@ fn a_backup_brings_the_metadata_back_and_nothing_newer_is_deleted() {
         "the newer topic is not known: {described}"
     );
     kept[0].verify(&cluster);
-    for id in 1..=3 {
-        let name = format!("broker-{id}");
+    for name in BROKERS {
         wait_for("a word on the logs that are kept", DEADLINE, || {
-            let log = log(&cluster, &name);
+            let log = cluster.log(name);
             holds(log.contains("they are kept on disk"), "not told")
         });
     }

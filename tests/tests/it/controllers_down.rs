@@ -5,8 +5,6 @@ use std::time::Duration;
 use chronik_tests::cluster::{Cluster, Options};
 use chronik_tests::ledger::{Produced, Production, produce};
 use chronik_tests::rest::Rest;
-use chronik_tests::wait::{holds, wait_for};
-use reqwest::Method;
 use serde_json::json;
 
 const DEADLINE: Duration = Duration::from_secs(120);
@@ -107,13 +105,8 @@ fn five_controllers_go_on_without_two_of_them() {
     cluster.kill_9("controller-2");
     let others = cluster.rest_addresses()[2..].to_vec();
     let rest = Rest::new(others);
-    // An answer of before the others have elected a leader says that nothing was done.
-    wait_for("a topic to be created", DEADLINE, || {
-        let body = json!({"name": "after", "partition_count": 6, "replication_factor": 3});
-        let answer = rest.ask(Method::POST, "/v1/topics", Some(&body));
-        let status = answer.map_or(0, |answer| answer.status);
-        holds([201, 409].contains(&status), status)
-    });
+    let body = json!({"name": "after", "partition_count": 6, "replication_factor": 3});
+    rest.create_topic_in_the_end(&body, DEADLINE);
     rest.wait_until_healthy("after", DEADLINE);
     let after = fill(&cluster, "after", &[]);
     cluster.kill_9_everything();
@@ -147,21 +140,11 @@ fn a_controller_leader_that_dies_is_invisible_to_records() {
         ],
     );
     production.wait_until_acked(50_000, DEADLINE);
-    let leader = chronik_tests::wait::wait_for("a controller leader", DEADLINE, || {
-        rest.get("/v1/cluster")?["controller_leader"]
-            .as_u64()
-            .ok_or_else(|| "none".to_owned())
-    });
-    let name = format!("controller-{leader}");
+    let name = format!("controller-{}", rest.controller_leader(DEADLINE));
     cluster.kill_9(&name);
     // Metadata can be written again soon: the other two elect.
-    chronik_tests::wait::wait_for("a topic to be created by the others", DEADLINE, || {
-        let body = json!({"name": "later", "partition_count": 3, "replication_factor": 3});
-        match rest.ask(reqwest::Method::POST, "/v1/topics", Some(&body)) {
-            Some(answer) if answer.status < 300 || answer.status == 409 => Ok(()),
-            other => Err(format!("{other:?}")),
-        }
-    });
+    let body = json!({"name": "later", "partition_count": 3, "replication_factor": 3});
+    rest.create_topic_in_the_end(&body, DEADLINE);
     cluster.start_service(&name);
     let produced = production.finish(DEADLINE);
     produced.assert_all_acked(200_000);

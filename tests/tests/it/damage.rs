@@ -1,13 +1,14 @@
 //! Files of a log that rot, are cut or vanish under a running cluster: no wrong byte is served, and the
 //! files come back from the other replicas by themselves.
 
-use std::collections::BTreeSet;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use chronik_tests::cluster::{Cluster, Options};
 use chronik_tests::ledger::Production;
+use chronik_tests::log_files::{content, files};
+use chronik_tests::numbered::write;
 use chronik_tests::tools::{kcat, run_ok};
 use chronik_tests::wait::{holds, wait_for};
 use serde_json::json;
@@ -35,20 +36,6 @@ fn cluster(name: &str, options: Options) -> Cluster {
             ..options
         },
     )
-}
-
-/// Files of the only partition at one broker, in the order of their offsets.
-fn files(cluster: &Cluster, broker: &str, extension: &str) -> Vec<PathBuf> {
-    let partitions = cluster.data_dir().join(broker).join("storage/partitions");
-    let list = |folder: &Path| -> BTreeSet<PathBuf> {
-        // What is looked at may go meanwhile.
-        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-        entries.map(|entry| entry.path()).collect()
-    };
-    let files = list(&partitions).into_iter().flat_map(|path| list(&path));
-    files
-        .filter(|path| path.extension().is_some_and(|e| e == extension))
-        .collect()
 }
 
 fn flip(path: &Path) {
@@ -98,10 +85,6 @@ fn leader(cluster: &Cluster, topic: &str) -> String {
     })
 }
 
-fn log_of(cluster: &Cluster, broker: &str) -> String {
-    std::fs::read_to_string(&cluster.service(broker).log).unwrap_or_default()
-}
-
 #[test]
 fn damaged_files_of_a_follower_and_of_a_leader_come_back_while_records_are_written() {
     const RECORDS: u64 = 60_000;
@@ -137,7 +120,7 @@ fn damaged_files_of_a_follower_and_of_a_leader_come_back_while_records_are_writt
     flip(&rotten);
     wait_until_rebuilt(&cluster, follower, std::slice::from_ref(&rotten));
     let name = rotten.to_string_lossy().into_owned();
-    let log = log_of(&cluster, follower);
+    let log = cluster.log(follower);
     let told = log
         .lines()
         .any(|line| line.contains("a log is damaged") && line.contains(&name));
@@ -153,7 +136,7 @@ fn damaged_files_of_a_follower_and_of_a_leader_come_back_while_records_are_writt
     wait_until_rebuilt(&cluster, &first, &damaged);
     let second = leader(&cluster, "rot");
     assert_ne!(second, first, "a sound replica leads");
-    let log = log_of(&cluster, &first);
+    let log = cluster.log(&first);
     assert!(log.contains("hands a partition over since its log here is damaged"));
 
     let produced = production.finish(PRODUCE_DEADLINE);
@@ -171,21 +154,13 @@ fn damaged_files_of_a_follower_and_of_a_leader_come_back_while_records_are_writt
     cluster.launch();
     wait_until_rebuilt(&cluster, "broker-1", &[missing]);
     wait_until_rebuilt(&cluster, "broker-2", &[short]);
-    rest_is_healthy(&cluster, "rot");
+    cluster.rest().wait_until_healthy("rot", DEADLINE);
     produced.verify(&cluster);
     cluster.assert_no_panic();
     cluster.stop();
-    let contents = brokers.map(|broker| {
-        let files = files(&cluster, broker, "log").into_iter();
-        let bytes: Vec<u8> = files.flat_map(|f| std::fs::read(f).unwrap()).collect();
-        bytes
-    });
+    let contents = brokers.map(|broker| content(&cluster, broker));
     assert!(contents[0].len() as u64 > RECORDS * 1000);
     assert!(contents[0] == contents[1] && contents[1] == contents[2]);
-}
-
-fn rest_is_healthy(cluster: &Cluster, topic: &str) {
-    cluster.rest().wait_until_healthy(topic, DEADLINE);
 }
 
 #[test]
@@ -198,7 +173,7 @@ fn without_another_replica_damage_stays_told_and_the_rest_of_the_log_goes_on() {
     let mut cluster = cluster("damage-alone", options);
     let configs = json!({"segment.bytes": "1048576"});
     cluster.rest().create_topic("alone", 1, 1, configs);
-    rest_is_healthy(&cluster, "alone");
+    cluster.rest().wait_until_healthy("alone", DEADLINE);
     write(&cluster, "alone", 0, 6 * 1024);
     wait_until_sealed(&cluster, "broker-1", 3);
     cluster.stop();
@@ -211,7 +186,7 @@ fn without_another_replica_damage_stays_told_and_the_rest_of_the_log_goes_on() {
     });
     assert_eq!(cluster.metric("broker-1", DAMAGED), Ok(1.0));
     assert_eq!(cluster.metric("broker-1", REBUILDS), Ok(0.0));
-    let log = log_of(&cluster, "broker-1");
+    let log = cluster.log("broker-1");
     assert!(log.contains("stays damaged for now") && log.contains("no other replica in sync"));
     write(&cluster, "alone", 6 * 1024, 10);
     let bootstrap = cluster.bootstrap();
@@ -224,27 +199,4 @@ fn without_another_replica_damage_stays_told_and_the_rest_of_the_log_goes_on() {
     assert_eq!(newest("-10").lines().count(), 10);
     cluster.assert_no_panic();
     cluster.stop();
-}
-
-/// Writes `count` records of about 1 KiB, numbered from `first`, with acks=all.
-fn write(cluster: &Cluster, topic: &str, first: u64, count: u64) {
-    let filler = "x".repeat(1000);
-    let input: String = (first..first + count)
-        .map(|number| format!("{number:08} {filler}\n"))
-        .collect();
-    let bootstrap = cluster.bootstrap();
-    let mut produce = kcat(&[
-        "-P",
-        "-b",
-        &bootstrap,
-        "-t",
-        topic,
-        "-p",
-        "0",
-        "-X",
-        "acks=all",
-        "-X",
-        "enable.idempotence=true",
-    ]);
-    run_ok(&mut produce, &input, DEADLINE);
 }

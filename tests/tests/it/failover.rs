@@ -11,7 +11,7 @@ use chronik_tests::wait::{holds, wait_for};
 use serde_json::json;
 
 const ROUNDS: usize = 20;
-/// The promise (design, section 3): a second, always.
+/// What the README promises: a second, always.
 const BOUND: Duration = Duration::from_secs(1);
 const DEADLINE: Duration = Duration::from_secs(60);
 

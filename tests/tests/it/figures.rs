@@ -1,4 +1,4 @@
-//! Figures that are promises: how fast a cluster starts, what it costs when idle.
+//! Figures with a bound: how fast a cluster starts, what it costs when idle.
 
 use std::time::{Duration, Instant};
 

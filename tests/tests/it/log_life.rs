@@ -1,12 +1,13 @@
 //! The life of a log: deletion by hand, by age and by size, on every replica; and a replica that was
 //! away for longer than Raft remembers.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use chronik_tests::cluster::{Cluster, Options};
 use chronik_tests::figures::report;
+use chronik_tests::log_files;
+use chronik_tests::numbered::{read, write};
 use chronik_tests::tools::{kafka_tool, kafka_topics, kcat, run, run_ok};
 use chronik_tests::wait::{holds, wait_for};
 use serde_json::json;
@@ -29,79 +30,11 @@ fn cluster(name: &str, settings: &[(&str, &str)]) -> Cluster {
     )
 }
 
-/// Folders of the partitions' logs of one broker.
-fn log_folders(cluster: &Cluster, broker: &str) -> Vec<PathBuf> {
-    let partitions = cluster.data_dir().join(broker).join("storage/partitions");
-    let entries = std::fs::read_dir(&partitions);
-    let entries = entries.unwrap_or_else(|error| panic!("{}: {error}", partitions.display()));
-    let path =
-        |entry: std::io::Result<std::fs::DirEntry>| entry.expect("the folder is read").path();
-    entries.map(path).collect()
-}
-
-/// The log files of a folder, in the order of their offsets.
-fn log_files(folder: &Path) -> Vec<PathBuf> {
-    // A folder or file may go while it is looked at.
-    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    let files: BTreeSet<PathBuf> = entries
-        .map(|entry| entry.path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "log"))
-        .collect();
-    files.into_iter().collect()
-}
-
-fn log_bytes(folder: &Path) -> u64 {
-    let sizes = log_files(folder).into_iter().flat_map(std::fs::metadata);
-    sizes.map(|metadata| metadata.len()).sum()
-}
-
 fn all_log_bytes(cluster: &Cluster, broker: &str) -> u64 {
-    let folders = log_folders(cluster, broker);
-    folders.iter().map(|folder| log_bytes(folder)).sum()
-}
-
-/// Writes `count` records of about 1 KiB, numbered from `first`, with acks=all.
-fn write(cluster: &Cluster, topic: &str, first: u64, count: u64) {
-    let filler = "x".repeat(1000);
-    let input: String = (first..first + count)
-        .map(|number| format!("{number:08} {filler}\n"))
-        .collect();
-    let mut produce = kcat(&[
-        "-P",
-        "-b",
-        &cluster.bootstrap(),
-        "-t",
-        topic,
-        "-p",
-        "0",
-        "-X",
-        "acks=all",
-        "-X",
-        "enable.idempotence=true",
-        "-X",
-        "linger.ms=5",
-    ]);
-    run_ok(&mut produce, &input, DEADLINE);
-}
-
-/// Numbers of all records that can be read.
-fn read(cluster: &Cluster, topic: &str) -> Vec<u64> {
-    let mut consume = kcat(&[
-        "-C",
-        "-q",
-        "-e",
-        "-b",
-        &cluster.bootstrap(),
-        "-t",
-        topic,
-        "-p",
-        "0",
-        "-o",
-        "beginning",
-    ]);
-    let output = run_ok(&mut consume, "", DEADLINE);
-    let number = |line: &str| line[..8].parse().expect("a number");
-    output.lines().map(number).collect()
+    let files = log_files::files(cluster, broker, "log").into_iter();
+    // A file may go between two looks.
+    let sizes = files.flat_map(std::fs::metadata);
+    sizes.map(|metadata| metadata.len()).sum()
 }
 
 fn earliest(cluster: &Cluster, topic: &str) -> i64 {
@@ -250,7 +183,7 @@ fn a_deleted_topic_gives_its_disk_back() {
     run_ok(&mut delete, "", DEADLINE);
     for broker in BROKERS {
         wait_for(&format!("{broker} to delete"), DEADLINE, || {
-            let left = log_folders(&cluster, broker);
+            let left = log_files::folders(&cluster, broker);
             holds(left.is_empty(), format!("{left:?}"))
         });
     }
@@ -342,6 +275,8 @@ fn a_compacted_topic_keeps_the_last_value_of_every_key_on_every_replica() {
     let refused = run(&mut kcat(&to_latest), "no key\n", DEADLINE);
     let told = format!("{}{}", refused.stdout, refused.stderr);
     assert!(told.contains("Delivery failed"), "{refused:?}");
+    // How librdkafka words INVALID_RECORD: any other error would not be about the key.
+    assert!(told.contains("failed to validate record"), "{refused:?}");
 
     // A deleted key is told to consumers for delete.retention.ms, then nothing is left of it.
     let keyed = [&to_latest[..], &["-K", "\t", "-Z", "-X", "acks=all"]].concat();
@@ -365,7 +300,7 @@ fn a_compacted_topic_keeps_the_last_value_of_every_key_on_every_replica() {
 
 /// `name=value` of the last line of a broker's log that has both `message` and `name`.
 fn last_field(cluster: &Cluster, broker: &str, message: &str, name: &str) -> Option<f64> {
-    let log = std::fs::read_to_string(&cluster.service(broker).log).unwrap_or_default();
+    let log = cluster.log(broker);
     let line = log.lines().rfind(|line| line.contains(message))?;
     let value = line.split_once(&format!("{name}="))?.1;
     value.split_whitespace().next()?.parse().ok()
@@ -422,14 +357,9 @@ fn a_replica_that_was_away_for_longer_than_raft_remembers_gets_the_files() {
     cluster.assert_no_panic();
     cluster.stop();
     let contents = BROKERS.map(|broker| {
-        let folders = log_folders(&cluster, broker);
+        let folders = log_files::folders(&cluster, broker);
         assert_eq!(folders.len(), 1, "{folders:?}");
-        let files = log_files(&folders[0]);
-        let bytes: Vec<u8> = files
-            .iter()
-            .flat_map(|f| std::fs::read(f).unwrap())
-            .collect();
-        bytes
+        log_files::content(&cluster, broker)
     });
     assert!(
         contents[0].len() as u64 > RECORDS * 1000,

@@ -69,16 +69,6 @@ fn rotated(ids: &[i64], count: usize, factor: usize) -> Vec<Vec<i64>> {
     (0..count).map(|index| replicas(index).collect()).collect()
 }
 
-fn replicas_on(cluster: &Cluster, broker: &str) -> Result<i64, String> {
-    let http = cluster.service(broker).http.clone();
-    let text = Rest::new(vec![http]).text("/metrics")?;
-    let line = text
-        .lines()
-        .find_map(|line| line.strip_prefix("chronik_broker_replicas "));
-    line.and_then(|number| number.trim().parse().ok())
-        .ok_or_else(|| "no such metric".to_owned())
-}
-
 #[test]
 fn every_partition_moves_under_load_and_nothing_is_lost_or_repeated() {
     let mut cluster = cluster("reassign", 4);
@@ -86,7 +76,7 @@ fn every_partition_moves_under_load_and_nothing_is_lost_or_repeated() {
     create_on(&rest, "moved", &rotated(&[1, 2, 3], 6, 3));
     // Nobody of the old ones stays.
     create_on(&rest, "disjoint", &rotated(&[1, 2], 2, 2));
-    let arguments = ["-until-told", "-records", "2000000"];
+    let arguments = ["-until-told", "-records", "3000000"];
     let arguments = [&arguments[..], &["-rate", "8000", "-timeout", "290s"]].concat();
     let with = |partitions: &'static str| {
         let mut all = vec!["-partitions", partitions];
@@ -106,9 +96,13 @@ fn every_partition_moves_under_load_and_nothing_is_lost_or_repeated() {
     wait_until_at(&rest, "moved", &moved);
     wait_until_at(&rest, "disjoint", &disjoint);
     wait_for("broker 1 to give its disk back", DEADLINE, || {
-        let count = replicas_on(&cluster, "broker-1")?;
-        holds(count == 0, format!("{count} replicas"))
+        let count = cluster.metric("broker-1", "chronik_broker_replicas")?;
+        holds(count == 0.0, format!("{count} replicas"))
     });
+    // The load has outlived the moves.
+    for production in &productions {
+        production.wait_until_acked_more(10_000, PRODUCE_DEADLINE);
+    }
     for production in productions {
         let produced = production.finish(PRODUCE_DEADLINE);
         produced.verify(&cluster);
@@ -255,8 +249,8 @@ fn a_broker_is_drained_decommissioned_and_removed_under_load() {
     let rest = cluster.rest();
     rest.create_topic("drained", 12, 3, json!({"min.insync.replicas": "2"}));
     rest.wait_until_healthy("drained", DEADLINE);
-    let arguments = ["-partitions", "12", "-records", "2000000"];
-    let arguments = [&arguments[..], &["-until-told", "-rate", "10000"]].concat();
+    let arguments = ["-partitions", "12", "-records", "3000000", "-until-told"];
+    let arguments = [&arguments[..], &["-rate", "10000", "-timeout", "290s"]].concat();
     let production = Production::start(&cluster, "drained", &arguments);
     production.wait_until_acked(20_000, PRODUCE_DEADLINE);
     let drain = |body: Value| {
@@ -299,6 +293,8 @@ fn a_broker_is_drained_decommissioned_and_removed_under_load() {
         let status = gone.map(|answer| answer.status);
         holds(status == Some(204), format!("{status:?}"))
     });
+    // The load has outlived all of it.
+    production.wait_until_acked_more(10_000, PRODUCE_DEADLINE);
     let produced = production.finish(PRODUCE_DEADLINE);
     produced.verify(&cluster);
     produced.assert_at_least_acked(20_000);

@@ -8,7 +8,7 @@ use chronik_tests::checker::run::{Options, Outcome, run, seed_from_environment};
 use chronik_tests::checker::schedule::Family;
 use chronik_tests::figures::report;
 
-/// The promise of the checker.
+/// How long the checker may take to catch one.
 const BOUND: Duration = Duration::from_secs(300);
 /// Faults per run. Several short runs find more than one long one.
 const RUN: Duration = Duration::from_secs(30);

@@ -1,5 +1,5 @@
-//! 10,000 partitions with three replicas each on three brokers, on one machine: the bounds are the
-//! promises.
+//! 10,000 partitions with three replicas each on three brokers, on one machine, within bounds of time,
+//! processor and memory.
 
 use std::time::Duration;
 
