@@ -244,6 +244,68 @@ fn what_is_exported_stays_although_it_is_deleted() {
 }
 
 #[test]
+fn what_was_broken_off_goes_on_with_what_has_come() {
+    let (_, _from, log) = replica(60, 3000);
+    // The last segment of this one is the start of one of the other's.
+    let (first, second) = (log.export(40).unwrap(), log.export(59).unwrap());
+    let last = first.manifest().segments.len() - 1;
+    let longer = second.manifest().segments[last];
+    assert!(first.manifest().segments[last].is_start_of(&longer));
+    assert_ne!(first.manifest().segments[last], longer);
+    let sizes = |installer: &Installer| {
+        let segments = 0..installer.manifest().segments.len();
+        segments
+            .map(|segment| FILES.map(|file| installer.received(segment, file)))
+            .collect::<Vec<_>>()
+    };
+    let disk = FaultyDisk::new();
+    let storage = open(&disk);
+    let installer = storage.install(group(5), first.manifest().clone()).unwrap();
+    send_segment(&first, &installer, 0);
+    installer.check_segment(0).unwrap();
+    let piece = &pieces(&first, 1, SegmentFile::Log)[0];
+    installer.write(1, SegmentFile::Log, 0, piece).unwrap();
+    send_segment(&first, &installer, last);
+    installer.check_segment(last).unwrap();
+    let came = sizes(&installer);
+    let installer = installer.go_on(second.manifest().clone()).unwrap();
+    assert_eq!(sizes(&installer)[..=last], came);
+    assert!(
+        sizes(&installer)[last + 1..]
+            .iter()
+            .all(|size| *size == [0, 0])
+    );
+    // It was checked as far as it went then.
+    let error = installer.check_segment(last).unwrap_err();
+    assert!(matches!(error, StorageError::InvalidManifest { .. }));
+    // Back: what has more than is described now comes anew, the rest stays.
+    let installer = installer.go_on(first.manifest().clone()).unwrap();
+    assert_eq!(sizes(&installer)[..last], came[..last]);
+    assert_eq!(sizes(&installer)[last], [0, 0]);
+    let installer = installer.go_on(second.manifest().clone()).unwrap();
+    for segment in 0..second.manifest().segments.len() {
+        for file in FILES {
+            let mut position = installer.received(segment, file);
+            while let piece = second.read_chunk(segment, file, position, 333).unwrap()
+                && !piece.is_empty()
+            {
+                installer.write(segment, file, position, &piece).unwrap();
+                position += piece.len() as u64;
+            }
+        }
+    }
+    installer.commit(Bytes::new()).unwrap();
+    let copy = storage.open_log(group(5)).unwrap();
+    assert_eq!(read_all(&copy), read_all(&log));
+    // Nothing stays of one that is let go after it went on.
+    let installer = send(&first, &storage, 6);
+    let installer = installer.go_on(second.manifest().clone()).unwrap();
+    assert!(!paths_with(&disk, "/6/").is_empty());
+    drop(installer);
+    assert!(paths_with(&disk, "/6/").is_empty());
+}
+
+#[test]
 fn what_was_received_for_a_log_that_never_came_to_be_is_removed() {
     let (_, _from, log) = replica(20, 3000);
     let export = log.export(19).unwrap();

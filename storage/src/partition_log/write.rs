@@ -44,7 +44,8 @@ impl PartitionLog {
         if has_batches {
             // Blank and membership entries always go: without them nothing could be committed,
             // and the memory never be freed.
-            // Where nothing is taken any more nobody should wait for room.
+
+            // That nothing is taken any more is the reason to give, before any want of room.
             let refused = |error| core.wal.check_open().err().unwrap_or(error);
             core.space.check(bytes).map_err(refused)?;
             let has_uncommitted = {

@@ -3,12 +3,14 @@
 //! Invariant: the log changes by one record of the WAL, written after all files are fsynced. A crash
 //! before it leaves files that no log refers to, which the next start removes.
 
+use std::collections::HashMap;
 use std::io::IoSlice;
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use chronik_types::id::RaftGroupId;
+use chronik_types::offset::Offset;
 use chronik_types::record_batch::BatchHeader;
 
 use super::manifest::{LogManifest, ManifestSegment, SegmentFile};
@@ -97,6 +99,38 @@ impl Installer {
 
     pub fn manifest(&self) -> &LogManifest {
         &self.manifest
+    }
+
+    /// Goes on under another description of the same log, as another replica gives it later, with what has
+    /// come of segments that both have. Compacted ones come anew: replicas compact each for itself.
+    pub fn go_on(mut self, manifest: LogManifest) -> Result<Installer, StorageError> {
+        manifest.check()?;
+        self.log.check_usable(&self.log.lock())?;
+        let old = std::mem::replace(&mut self.manifest, manifest);
+        let parts = std::mem::take(&mut self.parts).into_iter();
+        let mut came: HashMap<Offset, (ManifestSegment, Mutex<Part>)> = old
+            .segments
+            .into_iter()
+            .zip(parts)
+            .map(|(segment, part)| (segment.base_offset, (segment, part)))
+            .collect();
+        let parts = self.manifest.segments.iter().map(|wanted| {
+            let Some((had, part)) = came.remove(&wanted.base_offset) else {
+                return Mutex::default();
+            };
+            if had == *wanted {
+                return part;
+            }
+            if had.is_start_of(wanted) {
+                lock(&part).checked = None;
+                return part;
+            }
+            self.remove(&had);
+            Mutex::default()
+        });
+        self.parts = parts.collect();
+        came.values().for_each(|(gone, _)| self.remove(gone));
+        Ok(self)
     }
 
     /// Writes a piece of a segment's file. Pieces may come in any order and more than once, those of
@@ -269,6 +303,12 @@ impl Installer {
         }
     }
 
+    /// Removes what has come of a segment.
+    fn remove(&self, described: &ManifestSegment) {
+        let id = self.id(described);
+        self.log.core.files.remove(self.log.group, id);
+    }
+
     fn write_at(
         &self,
         id: SegmentId,
@@ -347,10 +387,8 @@ impl Installer {
 impl Drop for Installer {
     fn drop(&mut self) {
         if !self.is_committed {
-            for described in &self.manifest.segments {
-                let id = self.id(described);
-                self.log.core.files.remove(self.log.group, id);
-            }
+            let segments = self.manifest.segments.iter();
+            segments.for_each(|described| self.remove(described));
         }
     }
 }

@@ -66,6 +66,17 @@ impl ManifestSegment {
         }
     }
 
+    /// Whether the files of this one begin those of the other, if both are of the same log: entries that are
+    /// committed are the same everywhere, and only compaction writes them anew.
+    pub fn is_start_of(&self, other: &ManifestSegment) -> bool {
+        self.base_offset == other.base_offset
+            && self.first_index == other.first_index
+            && self.log_bytes <= other.log_bytes
+            && self.sidecar_bytes <= other.sidecar_bytes
+            && !self.is_compacted
+            && !other.is_compacted
+    }
+
     pub(super) fn of(segment: &Segment) -> Self {
         ManifestSegment {
             base_offset: segment.base_offset,
