@@ -20,6 +20,7 @@ pub const REPLICATION_SECONDS: &str = "chronik_broker_replication_seconds";
 pub const REPORTS: &str = "chronik_broker_partition_reports";
 pub const PEERS_CONNECTED: &str = "chronik_broker_peers_connected";
 pub const COPIED_BYTES: &str = "chronik_broker_copied_bytes";
+pub const COPIED_BYTES_SERVED: &str = "chronik_broker_copied_bytes_served";
 pub const COPIES_INSTALLED: &str = "chronik_broker_copies_installed";
 pub const COPIES_FAILED: &str = "chronik_broker_copies_failed";
 pub const LOGS_DAMAGED: &str = "chronik_broker_logs_damaged";
@@ -58,6 +59,8 @@ pub struct BrokerMetrics {
     pub peers_connected: Gauge,
     /// Bytes of logs fetched from other brokers in bulk.
     pub copied_bytes: Counter,
+    /// Bytes of logs given to other brokers in bulk.
+    pub copied_bytes_served: Counter,
     /// Logs that were replaced by a copy of their leader's.
     pub copies_installed: Counter,
     /// Copies that were broken off.
@@ -94,6 +97,7 @@ impl BrokerMetrics {
             reports: Counter::default(),
             peers_connected: Gauge::default(),
             copied_bytes: Counter::default(),
+            copied_bytes_served: Counter::default(),
             copies_installed: Counter::default(),
             copies_failed: Counter::default(),
             logs_damaged: Gauge::default(),
@@ -171,6 +175,11 @@ impl BrokerMetrics {
                 COPIED_BYTES,
                 "Bytes of logs fetched from other brokers in bulk",
                 &m.copied_bytes,
+            ),
+            (
+                COPIED_BYTES_SERVED,
+                "Bytes of logs given to other brokers in bulk",
+                &m.copied_bytes_served,
             ),
             (
                 COPIES_INSTALLED,
@@ -254,6 +263,7 @@ mod tests {
             REPORTS,
             PEERS_CONNECTED,
             COPIED_BYTES,
+            COPIED_BYTES_SERVED,
             COPIES_INSTALLED,
             COPIES_FAILED,
             LOGS_DAMAGED,

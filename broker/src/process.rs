@@ -93,6 +93,7 @@ pub(crate) async fn start_with(
         groups: &parts.groups,
         peers: &parts.peers,
         storage: &parts.storage,
+        metrics: &parts.metrics,
         folder: config.data_dir.clone(),
     };
     tasks.spawn(serve_rpc(rpc_listener, services, stop_rpc.clone()));

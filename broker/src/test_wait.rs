@@ -1,4 +1,4 @@
-//! How tests of the broker wait: for a condition, never for time to pass.
+//! How tests of the broker wait: for a condition, or as long as one has to hold.
 //!
 //! Invariant: what does not come in time fails and says what was waited for.
 
@@ -28,6 +28,11 @@ pub async fn wait_for<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -
 /// Looks until the condition holds.
 pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     wait_for(what, async || holds().then_some(())).await;
+}
+
+/// What the future gives.
+pub async fn within<T>(future: impl Future<Output = T>) -> T {
+    timeout(LIMIT, future).await.expect("in time")
 }
 
 /// For what must not happen, which nothing announces: the condition holds at every look of the time.

@@ -16,6 +16,7 @@ use tracing::{debug, info};
 
 use super::source::{Source, SourceError};
 use super::throttle::Throttle;
+use super::unfinished::Unfinished;
 use crate::controller_client::ClusterView;
 use crate::metrics::BrokerMetrics;
 use crate::peers::Behind;
@@ -38,6 +39,7 @@ pub struct Shared {
     pub replicas: Replicas,
     pub view: watch::Receiver<ClusterView>,
     pub throttle: Throttle,
+    pub unfinished: Unfinished,
     pub metrics: BrokerMetrics,
 }
 
@@ -90,15 +92,26 @@ pub async fn run(shared: Arc<Shared>, behind: watch::Receiver<Behind>) -> Result
     let own = own_files(&replica).await;
     let total_bytes = manifest.total_bytes();
     let storage = shared.storage.clone();
-    let installer = blocking(move || storage.install(group, manifest)).await??;
-    let copy = Copy {
+    let unfinished = shared.unfinished.take(group);
+    let begin = move || match unfinished {
+        Some(installer) => installer.go_on(manifest),
+        None => storage.install(group, manifest),
+    };
+    let copy = Arc::new(Copy {
         shared: shared.clone(),
-        installer: Arc::new(installer),
+        installer: Arc::new(blocking(begin).await??),
         own,
         leader,
         others,
-    };
-    let installer = copy.fetch_all().await?;
+    });
+    if let Err(error) = copy.fetch_all().await {
+        // Not where the disk is at fault: it may need the room.
+        if matches!(error, FetchError::Source(_)) {
+            shared.unfinished.put(group, copy.installer.clone());
+        }
+        return Err(error);
+    }
+    let installer = copy.into_installer()?;
     let fetched = Fetched::new(installer, &description.state, index)?;
     let vote = behind.borrow().vote;
     replica.install_copy(vote, fetched).await?;
@@ -165,32 +178,36 @@ pub(super) struct Copy {
 
 impl Copy {
     /// All from one replica.
-    pub(super) fn of_files(shared: Arc<Shared>, installer: Installer, source: Source) -> Copy {
-        Copy {
+    pub(super) fn of_files(shared: Arc<Shared>, installer: Installer, source: Source) -> Arc<Copy> {
+        Arc::new(Copy {
             shared,
             installer: Arc::new(installer),
             own: None,
             leader: source,
             others: Vec::new(),
-        }
+        })
     }
 
     fn segments(&self) -> &[ManifestSegment] {
         &self.installer.manifest().segments
     }
 
-    /// Brings all segments here; gives the installer back when each is checked.
-    pub(super) async fn fetch_all(self) -> Result<Installer, FetchError> {
-        let copy = Arc::new(self);
-        futures::stream::iter(0..copy.segments().len())
+    /// Brings all segments here and checks each.
+    pub(super) async fn fetch_all(self: &Arc<Self>) -> Result<(), FetchError> {
+        futures::stream::iter(0..self.segments().len())
             .map(|segment| {
-                let copy = copy.clone();
+                let copy = self.clone();
                 async move { copy.fetch(segment).await }
             })
             .buffer_unordered(SEGMENTS_PARALLEL)
             .try_collect::<Vec<()>>()
             .await?;
-        let copy = Arc::into_inner(copy).ok_or(FetchError::Cancelled)?;
+        Ok(())
+    }
+
+    /// With all that has come; nobody else may hold the copy.
+    pub(super) fn into_installer(self: Arc<Self>) -> Result<Installer, FetchError> {
+        let copy = Arc::into_inner(self).ok_or(FetchError::Cancelled)?;
         Arc::into_inner(copy.installer).ok_or(FetchError::Cancelled)
     }
 
@@ -242,15 +259,10 @@ impl Copy {
     async fn take_own(&self, segment: usize) -> Result<(), FetchError> {
         let wanted = self.segments()[segment];
         let Some(own) = &self.own else { return Ok(()) };
-        let found = own.manifest().segments.iter().position(|own| {
-            own.base_offset == wanted.base_offset
-                && own.first_index == wanted.first_index
-                && own.log_bytes <= wanted.log_bytes
-                && own.sidecar_bytes <= wanted.sidecar_bytes
-                && !own.is_compacted
-                && !wanted.is_compacted
-        });
-        let Some(found) = found else { return Ok(()) };
+        let segments = &own.manifest().segments;
+        let Some(found) = segments.iter().position(|own| own.is_start_of(&wanted)) else {
+            return Ok(());
+        };
         let (own, installer) = (own.clone(), self.installer.clone());
         blocking(move || {
             for file in [SegmentFile::Log, SegmentFile::Sidecar] {

@@ -3,7 +3,7 @@
 //! on from there. Replicas whose files are damaged get those anew.
 //!
 //! Invariant: nothing of a replica changes before its copy is complete and every byte of it checked;
-//! what is broken off leaves the replica as it was. What all copies of this broker take together is
+//! what is broken off leaves the replica as it was, and the next attempt goes on from there. What all copies of this broker take together is
 //! held to the configured rate.
 
 mod failures;
@@ -11,6 +11,7 @@ mod fetch;
 mod rebuild;
 mod source;
 mod throttle;
+mod unfinished;
 
 use std::collections::{HashMap, HashSet};
 use std::num::NonZeroU64;
@@ -93,6 +94,7 @@ pub async fn run_catch_up(options: CatchUpOptions) {
             replicas,
             view,
             throttle: throttle::Throttle::new(bytes_per_second),
+            unfinished: unfinished::Unfinished::default(),
             metrics,
         }),
         parallel_max,
@@ -104,7 +106,7 @@ pub async fn run_catch_up(options: CatchUpOptions) {
         tasks: JoinSet::new(),
     };
     loop {
-        let rebuild_at = worker.rebuild_at;
+        let wake_at = worker.wake_at();
         tokio::select! {
             () = stop.cancelled() => return worker.tasks.shutdown().await,
             asked = behind.recv() => match asked {
@@ -112,7 +114,8 @@ pub async fn run_catch_up(options: CatchUpOptions) {
                 None => return worker.tasks.shutdown().await,
             },
             () = damage.changed() => worker.start_rebuilds(),
-            () = sleep_until(rebuild_at.unwrap_or_else(Instant::now)), if rebuild_at.is_some() => {
+            () = sleep_until(wake_at.unwrap_or_else(Instant::now)), if wake_at.is_some() => {
+                worker.let_unfinished_go();
                 worker.start_rebuilds();
             }
             Some(ended) = worker.tasks.join_next() => match ended {
@@ -126,6 +129,18 @@ pub async fn run_catch_up(options: CatchUpOptions) {
 impl Worker {
     fn is_busy(&self) -> bool {
         self.running.len() + self.rebuilding.len() >= self.parallel_max
+    }
+
+    fn wake_at(&self) -> Option<Instant> {
+        let unfinished = self.shared.unfinished.expires_at();
+        self.rebuild_at.into_iter().chain(unfinished).min()
+    }
+
+    fn let_unfinished_go(&self) {
+        let expired = self.shared.unfinished.take_expired(Instant::now());
+        if !expired.is_empty() {
+            tokio::task::spawn_blocking(move || drop(expired));
+        }
     }
 
     fn asked(&mut self, behind: Behind) {

@@ -144,7 +144,8 @@ async fn from_peer(
         "fetches damaged segments of a log anew"
     );
     let copy = Copy::of_files(shared.clone(), installer, source);
-    let installer = copy.fetch_all().await?;
+    copy.fetch_all().await?;
+    let installer = copy.into_installer()?;
     blocking(move || rebuild.commit(installer)).await??;
     info!(
         raft_group_id = %group,

@@ -5,7 +5,6 @@ mod leadership_test;
 mod wire_test;
 mod writes_test;
 
-use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,10 +18,9 @@ use super::coordinator::{Commit, Coordinator, Membership};
 use super::coordinators::Coordinators;
 use super::memory_log::MemoryLog;
 use super::state::{GroupError, Join, JoinRefused, Joined, Sync, Synced};
-use crate::test_wait::until;
+use crate::test_wait::{until, within};
 
 const GROUP: RaftGroupId = RaftGroupId(7);
-const LIMIT: Duration = Duration::from_secs(30);
 
 fn config() -> GroupConfig {
     GroupConfig {
@@ -69,10 +67,6 @@ impl Broker {
         next.wait_until_leading().await;
         next
     }
-}
-
-async fn within<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(LIMIT, future).await.expect("in time")
 }
 
 fn join(id: &str, new: &str) -> Join {

@@ -23,11 +23,10 @@ use crate::peers::{LinkTiming, Peers, PeersOptions};
 use crate::replica::raft_config::{RaftTiming, raft_config};
 use crate::replica::{LogConfig, PartitionState, Replica, ReplicaOptions, Upkeep};
 use crate::replicas::Replicas;
-use crate::test_wait::until;
+use crate::test_wait::{until, within};
 
 const OFFSETS: RaftGroupId = RaftGroupId(3);
 const ORDERS: RaftGroupId = RaftGroupId(4);
-const LIMIT: Duration = Duration::from_secs(30);
 const ME: ReplicaId = ReplicaId {
     broker_id: BrokerId(1),
     incarnation: 1,
@@ -167,10 +166,6 @@ impl Broker {
         }
         self.storage.close().unwrap();
     }
-}
-
-async fn within<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(LIMIT, future).await.expect("in time")
 }
 
 fn commit(topic: &str, offset: i64) -> Commit {

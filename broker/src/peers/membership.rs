@@ -152,7 +152,7 @@ async fn carry_out(replica: &Replica, change: &Change) -> Result<(), MembershipE
             RaftError::APIError(ClientWriteError::ForwardToLeader(forward))
                 if forward.reason == ForwardReason::LeaseExpired =>
             {
-                let renewed = replica.confirm_leadership(deadline).await;
+                let renewed = replica.renew_lease(deadline).await;
                 renewed.map_err(|error| MembershipError::Raft(error.to_string()))?;
             }
             error => return Err(MembershipError::Raft(error.to_string())),

@@ -48,7 +48,7 @@ pub(super) struct Parts {
     pub(super) storage: Storage,
     pub(super) client: ControllerClient,
     pub(super) registry: Registry,
-    metrics: BrokerMetrics,
+    pub(super) metrics: BrokerMetrics,
     pub(super) replicas: Replicas,
     pub(super) peers: Peers,
     nudges: mpsc::Receiver<RaftGroupId>,

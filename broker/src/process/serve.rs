@@ -19,6 +19,7 @@ use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 
 use crate::consumer_group::replica_log::ConsumerGroups;
+use crate::metrics::BrokerMetrics;
 use crate::peers::Peers;
 use crate::replicas::Replicas;
 use crate::rpc::data::DataService;
@@ -33,6 +34,7 @@ pub(super) struct Services<'a> {
     pub(super) groups: &'a ConsumerGroups,
     pub(super) peers: &'a Peers,
     pub(super) storage: &'a Storage,
+    pub(super) metrics: &'a BrokerMetrics,
     pub(super) folder: PathBuf,
 }
 
@@ -52,7 +54,8 @@ pub(super) fn serve_rpc(
     let groups = GroupsServer::new(GroupsService::new(services.groups.coordinators().clone()))
         .max_decoding_message_size(MESSAGE_SIZE_MAX)
         .max_encoding_message_size(MESSAGE_SIZE_MAX);
-    let segments = SegmentsServer::new(SegmentsService::new(services.replicas.clone()))
+    let segments = SegmentsService::new(services.replicas.clone(), services.metrics.clone());
+    let segments = SegmentsServer::new(segments)
         .max_decoding_message_size(MESSAGE_SIZE_MAX)
         .max_encoding_message_size(MESSAGE_SIZE_MAX);
     let router = Server::builder()

@@ -44,8 +44,8 @@ pub enum Trust {
 
 pub fn trust(view: &ClusterView, broker_id: BrokerId, incarnation: Uuid) -> Trust {
     let registered = view.image.brokers.get(&broker_id);
-    let restored_at = view.image.restored_at();
-    if restored_at > 0 && registered.is_none_or(|broker| broker.broker_epoch.0 < restored_at) {
+    let is_older = |broker| view.image.is_from_before_restore(broker);
+    if view.image.restored_at() > 0 && registered.is_none_or(is_older) {
         return Trust::Not;
     }
     let is_us = registered.is_some_and(|broker| broker.incarnation_id == incarnation);

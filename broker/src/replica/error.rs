@@ -121,3 +121,17 @@ pub enum ReadError {
     #[error("the partition's storage failed: {0}")]
     Storage(String),
 }
+
+impl ReadError {
+    /// The client has read more than there is here.
+    pub fn is_beyond_end(&self) -> bool {
+        match self {
+            ReadError::OffsetOutOfRange {
+                offset,
+                log_end_offset,
+                ..
+            } => offset > log_end_offset,
+            _ => false,
+        }
+    }
+}

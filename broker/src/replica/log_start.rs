@@ -11,7 +11,7 @@ use openraft::impls::OneshotResponder;
 use tokio::time::{Instant, timeout_at};
 
 use super::error::{AppendError, LogStartError};
-use super::proposer::{confirm_leadership, stopped};
+use super::lease::stopped;
 use super::raft_config::{CommittedLeaderId, Control, EntryData, TypeConfig};
 use super::{Leadership, Replica};
 
@@ -47,7 +47,7 @@ impl Replica {
             match self.propose_log_start(offset, &leadership, deadline).await {
                 Tried::Applied => return Ok(self.log_start_offset()),
                 Tried::Failed(error) => return Err(error.into()),
-                Tried::LeaseExpired => confirm_leadership(self, deadline).await?,
+                Tried::LeaseExpired => self.renew_lease(deadline).await?,
             }
         }
     }

@@ -19,6 +19,7 @@ pub mod copy;
 pub mod error;
 mod growth;
 mod in_flight;
+mod lease;
 pub mod log_start;
 pub mod log_store;
 mod proposer;
@@ -437,12 +438,6 @@ impl Replica {
             last_index,
             followers,
         })
-    }
-
-    /// Asks a majority whether this replica leads still; Raft refuses changes where that was not heard for a
-    /// while. Leader only.
-    pub async fn confirm_leadership(&self, deadline: Instant) -> Result<(), AppendError> {
-        proposer::confirm_leadership(self, deadline).await
     }
 
     /// Asks Raft to hand leadership over; `leadership` tells when it happened.

@@ -11,13 +11,13 @@ use chronik_telemetry::SpanKind;
 use chronik_telemetry::trace::{self, TraceContext};
 use chronik_types::offset::Offset;
 use openraft::async_runtime::WatchReceiver;
-use openraft::errors::{ClientWriteError, Fatal, ForwardReason};
+use openraft::errors::{ClientWriteError, ForwardReason};
 use openraft::impls::OneshotResponder;
-use openraft::type_config::TypeConfigExt;
 use tokio::time::{Instant, timeout_at};
 
 use super::error::AppendError;
 use super::in_flight::{InFlight, Pending};
+use super::lease::stopped;
 use super::producer_state::{StagedVerdict, Staging};
 use super::queue::{Acks, Appended, Queued};
 use super::raft_config::{Batches, CommittedLeaderId, EntryData, TypeConfig};
@@ -64,8 +64,11 @@ async fn propose(replica: &Arc<Replica>, items: Vec<Queued>) {
                 return;
             }
             Tried::LeaseExpired => {
-                if let Err(error) = confirm_leadership(replica, deadline).await {
+                if let Err(error) = replica.renew_lease(deadline).await {
                     in_flight.answer_error(&error);
+                    if matches!(error, AppendError::NotLeader { .. }) {
+                        replica.queue.fail_all(&error);
+                    }
                     return;
                 }
             }
@@ -163,7 +166,9 @@ fn sequence(replica: &Arc<Replica>, leadership: &Leadership, items: Vec<Queued>)
                 Ok(StagedVerdict::Duplicate(base_offset)) => {
                     duplicates.push((queued, base_offset));
                 }
-                Err(error @ AppendError::OutOfOrderSequence { .. }) => {
+                Err(error @ AppendError::OutOfOrderSequence { .. })
+                    if queued.item.acks != Acks::None =>
+                {
                     queued.drop_records();
                     out_of_order.push((queued, error));
                 }
@@ -189,15 +194,11 @@ async fn refuse(
     judged_under: Leadership,
     refused: Vec<(Queued, AppendError)>,
 ) {
-    let deadline = refused.iter().map(|(queued, _)| queued.item.deadline).max();
-    let deadline = deadline.unwrap_or_else(Instant::now);
-    let confirmed = confirm_leadership(&replica, deadline).await;
-    let is_same = replica.state.leadership.borrow().leader_epoch == judged_under.leader_epoch;
+    let leads = replica.leads_still(judged_under.leader_epoch).await;
     for (mut queued, error) in refused {
-        queued.answer(Err(match &confirmed {
-            Ok(()) if is_same => error,
-            Ok(()) => replica.not_leader(),
-            Err(unconfirmed) => unconfirmed.clone(),
+        queued.answer(Err(match leads {
+            true => error,
+            false => AppendError::NotLeader { leader: None },
         }));
     }
 }
@@ -295,60 +296,6 @@ async fn wait_for_outcome<T>(
                 if changed.is_err() {
                     return receiver.await.ok();
                 }
-            }
-        }
-    }
-}
-
-pub(super) fn stopped(fatal: &Fatal<TypeConfig>) -> AppendError {
-    match fatal {
-        Fatal::StorageError(_) | Fatal::Panicked => AppendError::Storage,
-        Fatal::Stopped => AppendError::NotLeader { leader: None },
-    }
-}
-
-/// Asks a majority whether it follows this leader, and so renews the lease. Ok: it answered what was sent after
-/// the call, so nobody else led before. A leader that has not heard from it for a while (a resting group sends no
-/// heartbeats) may not write before.
-pub(super) async fn confirm_leadership(
-    replica: &Replica,
-    deadline: Instant,
-) -> Result<(), AppendError> {
-    let Some(raft) = replica.raft() else {
-        return Err(replica.not_leader());
-    };
-    if replica.state.voters().len() == 1 && replica.state.leadership.borrow().is_leader {
-        return Ok(());
-    }
-    let asked_at = TypeConfig::now();
-    let mut metrics = raft.data_metrics();
-    let mut leadership = replica.state.leadership.subscribe();
-    loop {
-        if let Err(fatal) = raft.trigger().heartbeat().await {
-            return Err(stopped(&fatal));
-        }
-        let retry_at = deadline.min(Instant::now() + replica.heartbeat_interval);
-        let renewed = async {
-            let is_old = |acked: Option<&_>| acked.is_none_or(|sent_at| *sent_at < asked_at);
-            while is_old(metrics.borrow_and_update().last_quorum_acked.as_deref()) {
-                if metrics.changed().await.is_err() {
-                    return false;
-                }
-            }
-            true
-        };
-        tokio::select! {
-            biased;
-            () = async { drop(leadership.wait_for(|l| !l.is_leader).await) } => {
-                let error = replica.not_leader();
-                replica.queue.fail_all(&error);
-                return Err(error);
-            }
-            renewed = timeout_at(retry_at, renewed) => match renewed {
-                Ok(true) => return Ok(()),
-                Ok(false) => return Err(AppendError::NotLeader { leader: None }),
-                Err(_) if Instant::now() >= deadline => return Err(AppendError::TimedOut),
-                Err(_) => {}
             }
         }
     }

@@ -10,7 +10,7 @@ use chronik_storage::{StorageError, TermStart};
 use chronik_types::epoch::LeaderEpoch;
 use chronik_types::offset::Offset;
 use chronik_types::record_batch::BatchHeader;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 use super::records::{self, RecordTime};
 use super::{Leadership, ReadError, Replica};
@@ -106,9 +106,10 @@ impl Replica {
         }
     }
 
-    /// Committed batches for a consumer; leader only.
+    /// Committed batches for a consumer; leader only. That an offset lies beyond the end is as far as is known
+    /// here: see `leads_still`.
     pub async fn read(&self, request: ReadRequest) -> Result<ReadResult, ReadError> {
-        let leadership = self.check_leader(request.current_leader_epoch)?;
+        self.check_leader(request.current_leader_epoch)?;
         let high_watermark = self.high_watermark();
         #[cfg(feature = "sabotage")]
         let high_watermark = if crate::sabotage::is(crate::sabotage::Sabotage::ReadUncommitted) {
@@ -123,34 +124,11 @@ impl Replica {
             diverging: self.divergence(&request),
         };
         if result.diverging.is_none() {
-            let records = self
+            result.records = self
                 .read_below(high_watermark, request.offset, request.max_bytes)
-                .await;
-            if let Err(ReadError::OffsetOutOfRange {
-                offset,
-                log_end_offset,
-                ..
-            }) = &records
-                && offset > log_end_offset
-            {
-                self.leads_still(&leadership).await?;
-            }
-            result.records = records?;
+                .await?;
         }
         Ok(result)
-    }
-
-    /// A leader that was replaced and has not heard of it has the shorter log, and its word would send a
-    /// consumer elsewhere that has read what the new one has.
-    async fn leads_still(&self, known: &Leadership) -> Result<(), ReadError> {
-        let confirmed = self.confirm_leadership(Instant::now() + READY_WAIT).await;
-        let is_same = self.state.leadership.borrow().leader_epoch == known.leader_epoch;
-        match confirmed.is_ok() && is_same {
-            true => Ok(()),
-            false => Err(ReadError::NotLeader {
-                leader: self.leader_hint(),
-            }),
-        }
     }
 
     fn divergence(&self, request: &ReadRequest) -> Option<EpochEnd> {

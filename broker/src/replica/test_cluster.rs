@@ -236,6 +236,7 @@ pub struct Cluster {
     pub nodes: Vec<Node>,
     pub router: Router,
     pub state: watch::Sender<PartitionState>,
+    timing: RaftTiming,
 }
 
 fn timing() -> RaftTiming {
@@ -249,6 +250,14 @@ fn timing() -> RaftTiming {
 impl Cluster {
     /// `count` replicas with the given `min.insync.replicas`, the first one leading.
     pub async fn start(count: usize, min_insync_replicas: usize) -> Cluster {
+        Self::start_with(count, min_insync_replicas, timing()).await
+    }
+
+    pub async fn start_with(
+        count: usize,
+        min_insync_replicas: usize,
+        timing: RaftTiming,
+    ) -> Cluster {
         let id = |n: usize| ReplicaId {
             broker_id: BrokerId(n as i32 + 1),
             incarnation: 7,
@@ -275,6 +284,7 @@ impl Cluster {
             nodes,
             router: Router::default(),
             state: watch::Sender::new(state),
+            timing,
         };
         let voters: BTreeSet<ReplicaId> = cluster.nodes.iter().map(|node| node.id).collect();
         for n in 0..count {
@@ -302,7 +312,7 @@ impl Cluster {
                 router: self.router.clone(),
                 from: node.id,
             },
-            raft_config: raft_config(timing()),
+            raft_config: raft_config(self.timing),
             state: self.state.subscribe(),
             upkeep: Upkeep::default(),
         };

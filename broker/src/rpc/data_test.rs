@@ -323,6 +323,38 @@ async fn a_fetch_is_cut_by_bytes_but_never_below_one_batch() {
 }
 
 #[tokio::test]
+async fn a_leader_that_was_replaced_unawares_sends_no_consumer_elsewhere() {
+    let mut cluster = Cluster::start(3, 2).await;
+    cluster.ack(0, value("a")).await;
+    let mut client = serve(&cluster, 0).await;
+    let mut stream = fetch_stream(&mut client).await;
+    let beyond = |request_id| {
+        let offset = 2;
+        fetch(
+            request_id,
+            Fetch {
+                offset,
+                ..Fetch::default()
+            },
+        )
+    };
+    stream.send(beyond(1)).await;
+    let answer = stream.answer().await.partitions.remove(0);
+    assert_eq!(answer.error(), PartitionError::OffsetOutOfRange);
+    cluster.wait_for_followers(0).await;
+    cluster.router.cut(cluster.nodes[0].id);
+    cluster.elect(1).await;
+    cluster.ack(1, value("b")).await;
+    // The old leader's log ends before what a consumer has read since.
+    assert!(cluster.replica(0).leadership().borrow().ready);
+    stream.send(beyond(2)).await;
+    let answer = stream.answer().await.partitions.remove(0);
+    assert_eq!(answer.error(), PartitionError::NotLeader);
+    assert!(cluster.replica(0).leadership().borrow().is_leader);
+    cluster.stop_all().await;
+}
+
+#[tokio::test]
 async fn a_waiting_fetch_is_told_when_leadership_moves() {
     let mut cluster = Cluster::start(3, 2).await;
     cluster.ack(0, value("a")).await;

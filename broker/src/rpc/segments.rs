@@ -11,8 +11,10 @@ use chronik_storage::{Export, ManifestSegment, SegmentFile};
 use chronik_types::id::{BrokerId, RaftGroupId};
 use futures::Stream;
 use futures::stream::{BoxStream, try_unfold};
+use prometheus_client::metrics::counter::Counter;
 use tonic::{Request, Response, Status};
 
+use crate::metrics::BrokerMetrics;
 use crate::replica::Replica;
 use crate::replica::copy::{Offer, parts};
 use crate::replicas::Replicas;
@@ -24,6 +26,7 @@ const CHUNK_SIZE: usize = 256 * 1024;
 #[derive(Clone)]
 pub struct SegmentsService {
     replicas: Replicas,
+    metrics: BrokerMetrics,
 }
 
 /// What another replica reads.
@@ -52,8 +55,8 @@ impl Given {
 }
 
 impl SegmentsService {
-    pub fn new(replicas: Replicas) -> SegmentsService {
-        SegmentsService { replicas }
+    pub fn new(replicas: Replicas, metrics: BrokerMetrics) -> SegmentsService {
+        SegmentsService { replicas, metrics }
     }
 
     fn replica(&self, raft_group_id: u64) -> Result<Arc<Replica>, Status> {
@@ -126,6 +129,7 @@ impl Segments for SegmentsService {
             segment,
             file,
             request.position,
+            self.metrics.copied_bytes_served.clone(),
         ))))
     }
 }
@@ -145,23 +149,31 @@ fn chunks(
     segment: usize,
     file: SegmentFile,
     position: u64,
+    served: Counter,
 ) -> impl Stream<Item = Result<v1::CopyChunk, Status>> + Send + 'static {
-    try_unfold((given, position), move |(given, position)| async move {
-        given.touch();
-        let reading = given.clone();
-        let read = move || {
-            reading
-                .export()
-                .read_chunk(segment, file, position, CHUNK_SIZE)
-        };
-        let data = tokio::task::spawn_blocking(read)
-            .await
-            .map_err(|error| Status::internal(error.to_string()))?
-            .map_err(|error| Status::data_loss(error.to_string()))?;
-        if data.is_empty() {
-            return Ok(None);
-        }
-        let next = position.saturating_add(data.len() as u64);
-        Ok(Some((v1::CopyChunk { position, data }, (given, next))))
-    })
+    try_unfold(
+        (given, position, served),
+        move |(given, position, served)| async move {
+            given.touch();
+            let reading = given.clone();
+            let read = move || {
+                reading
+                    .export()
+                    .read_chunk(segment, file, position, CHUNK_SIZE)
+            };
+            let data = tokio::task::spawn_blocking(read)
+                .await
+                .map_err(|error| Status::internal(error.to_string()))?
+                .map_err(|error| Status::data_loss(error.to_string()))?;
+            if data.is_empty() {
+                return Ok(None);
+            }
+            served.inc_by(data.len() as u64);
+            let next = position.saturating_add(data.len() as u64);
+            Ok(Some((
+                v1::CopyChunk { position, data },
+                (given, next, served),
+            )))
+        },
+    )
 }

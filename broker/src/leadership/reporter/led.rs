@@ -2,7 +2,7 @@
 //!
 //! Invariant: a partition is looked at when something that concerns it has changed (its leadership, its
 //! place in the image, a link, the end of its log), and again with each scan until it is settled. One at
-//! rest costs nothing, however many there are.
+//! rest is not looked at.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;

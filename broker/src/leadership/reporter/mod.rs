@@ -2,7 +2,7 @@
 //!
 //! Invariant: level-triggered: a report is sent while image and reality differ, never because of
 //! how they came to differ; so a lost answer or a refused compare-and-set needs no special care. A
-//! resting partition costs nothing.
+//! resting partition is not looked at.
 
 mod led;
 mod report;

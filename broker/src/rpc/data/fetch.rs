@@ -17,12 +17,13 @@ use chronik_telemetry::trace::{self, TraceContext};
 use chronik_types::epoch::LeaderEpoch;
 use chronik_types::id::RaftGroupId;
 use chronik_types::offset::Offset;
+use futures::future::join_all;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::Session;
 use crate::replica::watermark::Registration;
-use crate::replica::{EpochEnd, ReadError, ReadRequest, ReadResult};
+use crate::replica::{EpochEnd, ReadError, ReadRequest, ReadResult, Replica};
 use crate::replicas::Replicas;
 use crate::rpc::error::{WireError, leader};
 
@@ -131,8 +132,7 @@ async fn fetch(
 fn register(replicas: &Replicas, start: &v1::FetchStart, signal: &Signal) -> Vec<Registration> {
     let replica =
         |partition: &v1::PartitionFetch| replicas.get(RaftGroupId(partition.raft_group_id));
-    let register =
-        |replica: Arc<crate::replica::Replica>| replica.watermark().register(signal.notify.clone());
+    let register = |replica: Arc<Replica>| replica.watermark().register(signal.notify.clone());
     start
         .partitions
         .iter()
@@ -164,6 +164,7 @@ async fn read_all(replicas: &Replicas, start: &v1::FetchStart) -> Attempt {
         .unwrap_or(usize::MAX)
         .min(MAX_BYTES_MAX);
     let mut attempt = Attempt::default();
+    let mut beyond_end = Vec::new();
     for asked in &start.partitions {
         let raft_group_id = asked.raft_group_id;
         let Some(replica) = replicas.get(RaftGroupId(raft_group_id)) else {
@@ -182,6 +183,7 @@ async fn read_all(replicas: &Replicas, start: &v1::FetchStart) -> Attempt {
             current_leader_epoch: LeaderEpoch(asked.current_leader_epoch),
             last_fetched_epoch: LeaderEpoch(asked.last_fetched_epoch),
         };
+        let leader_epoch = replica.leadership().borrow().leader_epoch;
         let mut result = match replica.read(request).await {
             Ok(read) => {
                 attempt.urgent |= read.diverging.is_some();
@@ -191,6 +193,10 @@ async fn read_all(replicas: &Replicas, start: &v1::FetchStart) -> Attempt {
                 attempt.urgent = true;
                 if matches!(error, ReadError::NotLeader { .. }) {
                     replicas.miss_leader(replica.group_id());
+                }
+                if error.is_beyond_end() {
+                    let place = attempt.partitions.len();
+                    beyond_end.push((place, replica.clone(), leader_epoch));
                 }
                 let mut result = failed(raft_group_id, &WireError::from(&error));
                 if let ReadError::OffsetOutOfRange {
@@ -215,7 +221,25 @@ async fn read_all(replicas: &Replicas, start: &v1::FetchStart) -> Attempt {
         }
         attempt.partitions.push(result);
     }
+    confirm(&mut attempt, beyond_end).await;
     attempt
+}
+
+/// Lets those say that an offset lies beyond the end which a majority follows still. A leader that was replaced and
+/// has not heard of it has the shorter log, and its word would send a consumer elsewhere that has read what the
+/// new one has.
+async fn confirm(attempt: &mut Attempt, beyond_end: Vec<(usize, Arc<Replica>, LeaderEpoch)>) {
+    let asked = beyond_end
+        .into_iter()
+        .map(|(place, replica, leader_epoch)| async move {
+            (place, replica.leads_still(leader_epoch).await)
+        });
+    for (place, leads) in join_all(asked).await {
+        if let Some(result) = attempt.partitions.get_mut(place).filter(|_| !leads) {
+            let error = ReadError::NotLeader { leader: None };
+            *result = failed(result.raft_group_id, &WireError::from(&error));
+        }
+    }
 }
 
 fn found(raft_group_id: u64, read: ReadResult) -> v1::PartitionFetchResult {

@@ -1,0 +1,92 @@
+//! Whether this replica leads still, as a majority of the voters says.
+//!
+//! Invariant: a replica is only confirmed as the leader by answers to what was sent after the question;
+//! so nobody else led when it was asked. A lease is good for writes alone, which a majority has to take anyway.
+
+use std::time::Duration;
+
+use chronik_types::epoch::LeaderEpoch;
+use openraft::async_runtime::WatchReceiver;
+use openraft::errors::{Fatal, LinearizableReadError, RaftError};
+use openraft::raft::linearizable_read::LinearizerOption;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::Replica;
+use super::error::AppendError;
+use super::raft_config::TypeConfig;
+
+/// How long a majority may take to say who leads, before a client is told to look for the leader. Shorter than
+/// gateways wait for an answer beyond what the client allows (1 s).
+const CONFIRM_TIMEOUT: Duration = Duration::from_millis(500);
+
+pub(super) fn stopped(fatal: &Fatal<TypeConfig>) -> AppendError {
+    match fatal {
+        Fatal::StorageError(_) | Fatal::Panicked => AppendError::Storage,
+        Fatal::Stopped => AppendError::NotLeader { leader: None },
+    }
+}
+
+impl Replica {
+    /// A leader that has not heard from a majority for a while (a resting group sends no heartbeats) asks
+    /// it before it writes again.
+    pub async fn renew_lease(&self, deadline: Instant) -> Result<(), AppendError> {
+        let Some(raft) = self.raft() else {
+            return Err(self.not_leader());
+        };
+        let mut metrics = raft.data_metrics();
+        let acked_before = metrics.borrow_and_update().last_quorum_acked;
+        let mut leadership = self.state.leadership.subscribe();
+        loop {
+            if let Err(fatal) = raft.trigger().heartbeat().await {
+                return Err(stopped(&fatal));
+            }
+            let retry_at = deadline.min(Instant::now() + self.heartbeat_interval);
+            let renewed = async {
+                while metrics.borrow_and_update().last_quorum_acked <= acked_before {
+                    if metrics.changed().await.is_err() {
+                        return false;
+                    }
+                }
+                true
+            };
+            tokio::select! {
+                biased;
+                () = async { drop(leadership.wait_for(|l| !l.is_leader).await) } => {
+                    return Err(self.not_leader());
+                }
+                renewed = timeout_at(retry_at, renewed) => match renewed {
+                    Ok(true) => return Ok(()),
+                    Ok(false) => return Err(AppendError::NotLeader { leader: None }),
+                    Err(_) if Instant::now() >= deadline => return Err(AppendError::TimedOut),
+                    Err(_) => {}
+                }
+            }
+        }
+    }
+
+    /// Whether this replica leads in the epoch still, and nobody has led after it: a majority is asked. False also
+    /// where that cannot be told soon.
+    ///
+    /// Its own state does not tell: a leader whose Raft waits for its disk goes on for a while without knowing that
+    /// another one was elected.
+    pub async fn leads_still(&self, leader_epoch: LeaderEpoch) -> bool {
+        let asked = async {
+            while let Some(raft) = self.raft() {
+                let option = LinearizerOption::new(Some(Duration::ZERO), true)
+                    .with_wait_timeout(self.heartbeat_interval);
+                let answer = timeout(self.heartbeat_interval, raft.get_read_linearizer(option));
+                match answer.await {
+                    Ok(Ok(_)) => return true,
+                    // A question can be lost.
+                    Err(_)
+                    | Ok(Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_)))) => {}
+                    Ok(Err(_)) => return false,
+                }
+            }
+            false
+        };
+        let is_confirmed = timeout(CONFIRM_TIMEOUT, asked).await.unwrap_or(false);
+        let leadership = self.state.leadership.borrow();
+        is_confirmed && leadership.is_leader && leadership.leader_epoch == leader_epoch
+    }
+}
