@@ -142,8 +142,7 @@ impl RestClient {
                 return Ok((base, answer));
             }
             // Not decided, for want of a leader: another controller may know one.
-            let bytes = answer.bytes().await;
-            let bytes = bytes.map_err(|error| outcome_unknown(base, &error))?;
+            let bytes = answer.bytes().await.unwrap_or_default();
             attempts.push((base.clone(), reason(status, &bytes)));
         }
         Err(RestError::NobodyAnswered { attempts })

@@ -110,9 +110,12 @@ pub async fn restore(config: &Config, from: &Path) -> anyhow::Result<Restored> {
         );
     }
     let result = restore_into(config, from).await;
-    if result.is_err() {
+    if let Err(error) = result {
         // The backup's copy, and what there is of a database.
-        remove_unfinished(folder)?;
+        return Err(match remove_unfinished(folder) {
+            Ok(()) => error,
+            Err(left) => error.context(format!("besides, files are left behind: {left:#}")),
+        });
     }
     result
 }
@@ -146,10 +149,12 @@ async fn restore_into(config: &Config, from: &Path) -> anyhow::Result<Restored> 
     let voters: BTreeSet<NodeId> = group.iter().map(|c| NodeId::founder(c.id)).collect();
     let database = folder.join(RESTORED_NAME);
     backup::write_restored(&database, &dump, &raft::restored_start(&voters)?).await?;
-    File::open(&database)?.sync_all()?;
+    let synced = File::open(&database).and_then(|file| file.sync_all());
+    synced.with_context(|| format!("cannot sync {}", database.display()))?;
     // Before the database is in place: from there on a failure would not mean that nothing was done.
-    fs::remove_file(&copy)?;
-    fs::rename(&database, folder.join(FILE_NAME))?;
+    fs::remove_file(&copy).with_context(|| format!("cannot remove {}", copy.display()))?;
+    let to = folder.join(FILE_NAME);
+    fs::rename(&database, &to).with_context(|| format!("cannot write {}", to.display()))?;
     let synced = File::open(folder).and_then(|folder| folder.sync_all());
     synced.context(
         "the database is in place but may not last: remove the folder's contents and restore again",

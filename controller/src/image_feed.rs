@@ -66,6 +66,8 @@ impl ImageFeed {
 
     /// Shows an empty image, of no cluster, until the next `reset`.
     pub fn hold_back(&self) {
+        let mut history = self.lock();
+        history.clear();
         self.held_back.store(true, Ordering::Release);
         self.image.send_replace(Arc::default());
     }
@@ -90,8 +92,7 @@ impl ImageFeed {
     /// after a restore.
     pub fn reset(&self, image: Arc<ClusterImage>) {
         let mut history = self.lock();
-        history.changes.clear();
-        history.entry_count = 0;
+        history.clear();
         self.held_back.store(false, Ordering::Release);
         self.image.send_replace(image);
     }
@@ -125,6 +126,11 @@ impl ImageFeed {
 }
 
 impl History {
+    fn clear(&mut self) {
+        self.changes.clear();
+        self.entry_count = 0;
+    }
+
     fn push(&mut self, change: Arc<ImageChange>) {
         self.entry_count = self.entry_count.saturating_add(entry_count(&change));
         self.changes.push_back(change);

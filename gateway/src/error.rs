@@ -210,8 +210,8 @@ pub fn admin_error(error: AdminError) -> ErrorCode {
     }
 }
 
-/// What to tell an administrator whose request got no answer from any controller, or none from the
-/// broker that was asked. All three are retriable in Kafka's admin clients.
+/// What to tell an administrator whose request got no answer from any controller. All three are
+/// retriable in Kafka's admin clients.
 pub fn admin_call_error(error: &CallError) -> ErrorCode {
     match error {
         CallError::Unreachable(_) | CallError::UnknownOutcome(_) => ErrorCode::RequestTimedOut,

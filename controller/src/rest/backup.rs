@@ -38,13 +38,12 @@ pub async fn backup_cluster(State(api): State<Api>) -> Result<Response, Problem>
     // Goes on without its request when the client leaves: it removes its file.
     let folder = controller.config().data_dir.clone();
     let writing = tokio::spawn(async move { backup::write(&folder, &dump).await });
-    let written = writing
-        .await
-        .map_err(|error| Problem::internal(error.to_string()))?;
-    let outgoing = written.map_err(|error| {
+    let failed = |error: &dyn std::fmt::Display| {
         tracing::error!(%error, "a backup could not be written");
         Problem::internal(error.to_string())
-    })?;
+    };
+    let written = writing.await.map_err(|error| failed(&error))?;
+    let outgoing = written.map_err(|error| failed(&error))?;
     let (revision, backup_id) = (outgoing.revision, outgoing.backup_id);
     tracing::info!(revision, %backup_id, "backup of the metadata");
     let disposition = format!("attachment; filename=\"chronik-{revision}.backup\"");

@@ -10,8 +10,7 @@ use futures::future::join_all;
 use tokio::time::timeout;
 
 use super::coordinator::CALL_TIMEOUT;
-use crate::controller_client::call_error;
-use crate::error::{ErrorCode, admin_call_error};
+use crate::error::ErrorCode;
 use crate::protocol::messages as m;
 use crate::protocol::messages::describe_log_dirs_response::{
     DescribeLogDirsPartition, DescribeLogDirsResult, DescribeLogDirsTopic,
@@ -32,9 +31,10 @@ pub async fn handle(
     let answers = join_all(brokers.into_iter().map(|id| describe(services, id))).await;
     let names = names(&snapshot.image, &request);
     let results = answers.into_iter().map(|answer| match answer {
-        Ok(answer) => result(answer, &names),
-        Err(code) => message!(DescribeLogDirsResult {
-            error_code: code.code()
+        Some(answer) => result(answer, &names),
+        // Kafka's admin client takes no other error of a folder, and gives the whole answer up at one.
+        None => message!(DescribeLogDirsResult {
+            error_code: ErrorCode::KafkaStorageError.code()
         }),
     });
     message!(m::DescribeLogDirsResponse {
@@ -42,18 +42,12 @@ pub async fn handle(
     })
 }
 
-async fn describe(
-    services: &Services,
-    broker_id: BrokerId,
-) -> Result<v1::DescribeLogsResponse, ErrorCode> {
-    let link = services.router.link(broker_id);
-    let mut client = link.ok_or(ErrorCode::RequestTimedOut)?.data();
+/// What a broker has; None where it does not answer.
+async fn describe(services: &Services, broker_id: BrokerId) -> Option<v1::DescribeLogsResponse> {
+    let mut client = services.router.link(broker_id)?.data();
     let asked = client.describe_logs(v1::DescribeLogsRequest {});
-    match timeout(CALL_TIMEOUT, asked).await {
-        Ok(Ok(answer)) => Ok(answer.into_inner()),
-        Ok(Err(status)) => Err(admin_call_error(&call_error(&status))),
-        Err(_) => Err(ErrorCode::RequestTimedOut),
-    }
+    let answer = timeout(CALL_TIMEOUT, asked).await.ok()?.ok()?;
+    Some(answer.into_inner())
 }
 
 /// Topic and partition of each Raft group that is asked for; all, where none is named.
@@ -65,7 +59,7 @@ fn names<'a>(
     match &request.topics {
         None => {
             for topic in image.topics.values() {
-                names.extend(topic.partitions.iter().map(|one| name(topic, one)));
+                names.extend(topic.partitions.iter().map(|one| named(topic, one)));
             }
         }
         Some(topics) => {
@@ -75,14 +69,15 @@ fn names<'a>(
                 };
                 let partitions = wanted.partitions.iter();
                 let found = partitions.filter_map(|index| topic.partition((*index).into()));
-                names.extend(found.map(|one| name(topic, one)));
+                names.extend(found.map(|one| named(topic, one)));
             }
         }
     }
     names
 }
 
-fn name<'a>(topic: &'a Topic, partition: &Partition) -> (u64, (&'a str, i32)) {
+/// The partition's Raft group, and what clients call the partition.
+fn named<'a>(topic: &'a Topic, partition: &Partition) -> (u64, (&'a str, i32)) {
     let index = partition.partition.0;
     (partition.raft_group_id.0, (&*topic.name, index))
 }
