@@ -3,9 +3,11 @@
 //! Invariants: processes killed by a test are started again from the very files `chronik dev` wrote
 //! for them; the cluster ends with the value; of a test that failed, data and logs stay.
 
+mod logs;
+
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -85,6 +87,18 @@ impl Cluster {
     /// Three controllers, three brokers, one gateway with an endpoint per broker.
     pub fn start(name: &str) -> Self {
         Self::start_with(name, Options::default())
+    }
+
+    /// With other settings of the brokers' logs than by default, each named as in the environment.
+    pub fn with_log_settings(name: &str, settings: &[(&str, &str)]) -> Self {
+        let setting = |(name, value): &(&str, &str)| {
+            (format!("CHRONIK_BROKER_LOG__{name}"), (*value).to_owned())
+        };
+        let options = Options {
+            environment: settings.iter().map(setting).collect(),
+            ..Options::default()
+        };
+        Self::start_with(name, options)
     }
 
     pub fn start_with(name: &str, options: Options) -> Self {
@@ -222,6 +236,7 @@ impl Cluster {
     /// SIGTERM to one service. Gives how long it took to end.
     pub fn stop_service(&mut self, name: &str) -> Duration {
         let process = &self.service(name).process;
+        assert!(process.is_alive(), "{name} has ended by itself");
         let began = Instant::now();
         process.signal(libc::SIGTERM);
         wait_for(&format!("{name} to end"), STOP_DEADLINE, || {
@@ -292,11 +307,6 @@ impl Cluster {
             .ok_or_else(|| format!("{service} shows no {name}"))
     }
 
-    /// What one service has logged so far.
-    pub fn log(&self, service: &str) -> String {
-        read_log(&self.service(service).log)
-    }
-
     /// kill -9 of every process at once, launcher included.
     pub fn kill_9_everything(&mut self) {
         let launcher = self.launcher.take().expect("the cluster runs");
@@ -338,69 +348,6 @@ impl Cluster {
                 "{} outlived the launcher",
                 service.name
             );
-        }
-    }
-
-    /// No process has ended by itself, and none has logged an error.
-    pub fn assert_sound(&self) {
-        for service in self.services.values() {
-            assert!(
-                service.process.is_alive(),
-                "{} has ended, see {}",
-                service.name,
-                service.log.display()
-            );
-            let log = read_log(&service.log);
-            let errors: Vec<&str> = log
-                .lines()
-                .filter(|line| line.contains("ERROR") || line.contains("panicked"))
-                .collect();
-            assert!(
-                errors.is_empty(),
-                "{} logged errors: {errors:#?}",
-                service.name
-            );
-        }
-    }
-
-    /// No process of the cluster has panicked.
-    pub fn assert_no_panic(&self) {
-        for service in self.services.values() {
-            let log = read_log(&service.log);
-            let line = log.lines().find(|line| line.contains("panicked"));
-            assert!(line.is_none(), "{} panicked: {line:?}", service.name);
-        }
-    }
-
-    fn show_logs(&self) {
-        eprintln!(
-            "{}: data and logs are kept in {}",
-            self.name,
-            self.folder.display()
-        );
-        for service in self.services.values() {
-            let log = read_log(&service.log);
-            let telling: Vec<&str> = log
-                .lines()
-                .filter(|line| {
-                    ["ERROR", "WARN", "panicked"]
-                        .iter()
-                        .any(|word| line.contains(word))
-                })
-                .collect();
-            let state = if service.process.is_alive() {
-                "runs"
-            } else {
-                "does not run"
-            };
-            eprintln!(
-                "  {} ({state}), {} lines of WARN and ERROR",
-                service.name,
-                telling.len()
-            );
-            for line in &telling[telling.len().saturating_sub(5)..] {
-                eprintln!("    {line}");
-            }
         }
     }
 }
@@ -461,11 +408,4 @@ fn strings(value: &Value) -> Vec<String> {
         .filter_map(Value::as_str)
         .map(str::to_owned)
         .collect()
-}
-
-fn read_log(path: &Path) -> String {
-    match std::fs::read(path) {
-        Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
-        Err(error) => format!("ERROR cannot read {}: {error}", path.display()),
-    }
 }

@@ -1,11 +1,9 @@
-//! The life of a log: deletion by hand, by age and by size, on every replica; and a replica that was
-//! away for longer than Raft remembers.
+//! The life of a log: deletion by hand, by age and by size, on every replica.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use chronik_tests::cluster::{Cluster, Options};
-use chronik_tests::figures::report;
+use chronik_tests::cluster::Cluster;
 use chronik_tests::log_files;
 use chronik_tests::numbered::{read, write};
 use chronik_tests::tools::{kafka_tool, kafka_topics, kcat, run, run_ok};
@@ -15,20 +13,6 @@ use serde_json::json;
 const DEADLINE: Duration = Duration::from_secs(120);
 const BROKERS: [&str; 3] = ["broker-1", "broker-2", "broker-3"];
 const MIB: u64 = 1 << 20;
-
-fn cluster(name: &str, settings: &[(&str, &str)]) -> Cluster {
-    let environment = settings
-        .iter()
-        .map(|(name, value)| (format!("CHRONIK_BROKER_LOG__{name}"), (*value).to_owned()))
-        .collect();
-    Cluster::start_with(
-        name,
-        Options {
-            environment,
-            ..Options::default()
-        },
-    )
-}
 
 fn all_log_bytes(cluster: &Cluster, broker: &str) -> u64 {
     let files = log_files::files(cluster, broker, "log").into_iter();
@@ -82,7 +66,7 @@ fn delete_records(cluster: &Cluster, topic: &str, offset: i64) -> String {
 
 #[test]
 fn records_are_deleted_by_kafkas_own_tool_on_every_replica() {
-    let mut cluster = cluster("delete-records", &[]);
+    let mut cluster = Cluster::with_log_settings("delete-records", &[]);
     let rest = cluster.rest();
     rest.create_topic("trim", 1, 3, json!({}));
     rest.wait_until_healthy("trim", DEADLINE);
@@ -115,7 +99,7 @@ fn records_are_deleted_by_kafkas_own_tool_on_every_replica() {
 #[test]
 fn retention_by_size_and_age_frees_the_disks_of_all_replicas() {
     let settings = [("RETENTION_CHECK_INTERVAL_MS", "500")];
-    let mut cluster = cluster("retention", &settings);
+    let mut cluster = Cluster::with_log_settings("retention", &settings);
     let rest = cluster.rest();
     let configs = json!({"segment.bytes": "1048576", "retention.bytes": "3145728"});
     rest.create_topic("kept", 1, 3, configs);
@@ -167,7 +151,7 @@ fn retention_by_size_and_age_frees_the_disks_of_all_replicas() {
 
 #[test]
 fn a_deleted_topic_gives_its_disk_back() {
-    let mut cluster = cluster("deleted", &[]);
+    let mut cluster = Cluster::with_log_settings("deleted", &[]);
     let rest = cluster.rest();
     rest.create_topic("gone", 1, 3, json!({}));
     rest.wait_until_healthy("gone", DEADLINE);
@@ -221,7 +205,7 @@ fn a_compacted_topic_keeps_the_last_value_of_every_key_on_every_replica() {
     const KEYS: usize = 100;
     const ROUNDS: usize = 120;
     let settings = [("RETENTION_CHECK_INTERVAL_MS", "500")];
-    let mut cluster = cluster("compacted", &settings);
+    let mut cluster = Cluster::with_log_settings("compacted", &settings);
     let rest = cluster.rest();
     let configs = json!({"cleanup.policy": "compact", "segment.bytes": "1048576",
         "min.cleanable.dirty.ratio": "0.01", "delete.retention.ms": "1000"});
@@ -296,75 +280,4 @@ fn a_compacted_topic_keeps_the_last_value_of_every_key_on_every_replica() {
     });
     cluster.assert_no_panic();
     cluster.stop();
-}
-
-/// `name=value` of the last line of a broker's log that has both `message` and `name`.
-fn last_field(cluster: &Cluster, broker: &str, message: &str, name: &str) -> Option<f64> {
-    let log = cluster.log(broker);
-    let line = log.lines().rfind(|line| line.contains(message))?;
-    let value = line.split_once(&format!("{name}="))?.1;
-    value.split_whitespace().next()?.parse().ok()
-}
-
-#[test]
-fn a_replica_that_was_away_for_longer_than_raft_remembers_gets_the_files() {
-    const RECORDS: u64 = 150 * 1024;
-    const MESSAGE: &str = "the copy of the leader's log is in force";
-    // Looked at often enough to be purged while it is written.
-    let settings = [
-        ("RAFT_KEEP_BYTES", "16777216"),
-        ("RETENTION_CHECK_INTERVAL_MS", "200"),
-    ];
-    let mut cluster = cluster("catch-up", &settings);
-    let rest = cluster.rest();
-    let configs = json!({"segment.bytes": "67108864", "min.insync.replicas": "2"});
-    rest.create_topic("away", 1, 3, configs);
-    rest.wait_until_healthy("away", DEADLINE);
-    write(&cluster, "away", 0, 1024);
-    let leader = rest.partition("away", 0).unwrap().leader.unwrap();
-    let follower = BROKERS[usize::from(leader == 1)];
-    let mut next = 1024;
-    let mut copied = None;
-    // Raft forgets a moment after it may: on a busy machine once more is written than it keeps.
-    for _ in 0..4 {
-        cluster.kill_9(follower);
-        for part in 0..10 {
-            write(&cluster, "away", next + part * RECORDS / 10, RECORDS / 10);
-        }
-        next += RECORDS;
-        let began = Instant::now();
-        cluster.start_service(follower);
-        rest.wait_until_healthy("away", DEADLINE);
-        let seconds = began.elapsed().as_secs_f64();
-        let speed = last_field(&cluster, follower, MESSAGE, "mib_per_second");
-        copied = speed.map(|speed| (speed, seconds));
-        if copied.is_some() {
-            break;
-        }
-    }
-    let (speed, seconds) = copied.expect("it took a copy instead of following Raft");
-    report(&format!(
-        "a replica back after {} MiB: copied at {speed:.0} MiB/s, in sync {seconds:.1} s after its start",
-        RECORDS / 1024
-    ));
-    // Writes go on at it: it is a full replica.
-    write(&cluster, "away", next, 1024);
-    let end = next + 1024;
-    cluster.kill_9(&format!("broker-{leader}"));
-    assert_eq!(read(&cluster, "away"), (0..end).collect::<Vec<_>>());
-    cluster.start_service(&format!("broker-{leader}"));
-    rest.wait_until_healthy("away", DEADLINE);
-    cluster.assert_no_panic();
-    cluster.stop();
-    let contents = BROKERS.map(|broker| {
-        let folders = log_files::folders(&cluster, broker);
-        assert_eq!(folders.len(), 1, "{folders:?}");
-        log_files::content(&cluster, broker)
-    });
-    assert!(
-        contents[0].len() as u64 > RECORDS * 1000,
-        "{}",
-        contents[0].len()
-    );
-    assert!(contents[0] == contents[1] && contents[1] == contents[2]);
 }

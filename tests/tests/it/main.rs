@@ -14,6 +14,7 @@ mod malformed;
 mod checker;
 mod controller_disk;
 mod controllers_down;
+mod copies;
 mod damage;
 mod durability;
 mod failover;

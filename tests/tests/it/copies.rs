@@ -1,0 +1,159 @@
+//! Replicas that were away for longer than Raft remembers get segment files, from all that have them.
+
+use std::time::{Duration, Instant};
+
+use chronik_tests::cluster::Cluster;
+use chronik_tests::figures::report;
+use chronik_tests::log_files;
+use chronik_tests::numbered::{read, write};
+use chronik_tests::wait::{holds, wait_for};
+use serde_json::json;
+
+const DEADLINE: Duration = Duration::from_secs(120);
+const BROKERS: [&str; 3] = ["broker-1", "broker-2", "broker-3"];
+const MIB: u64 = 1 << 20;
+const RECORDS: u64 = 150 * 1024;
+/// Raft keeps little, and is looked at often enough to forget the rest while it is written.
+const FORGETS_SOON: [(&str, &str); 2] = [
+    ("RAFT_KEEP_BYTES", "16777216"),
+    ("RETENTION_CHECK_INTERVAL_MS", "200"),
+];
+
+/// Much more than Raft keeps.
+fn write_many(cluster: &Cluster, topic: &str, first: u64) {
+    for part in 0..10 {
+        write(cluster, topic, first + part * RECORDS / 10, RECORDS / 10);
+    }
+}
+
+/// `name=value` of the last line of a broker's log that has both `message` and `name`.
+fn last_field(cluster: &Cluster, broker: &str, message: &str, name: &str) -> Option<f64> {
+    let log = cluster.log(broker);
+    let line = log.lines().rfind(|line| line.contains(message))?;
+    let value = line.split_once(&format!("{name}="))?.1;
+    value.split_whitespace().next()?.parse().ok()
+}
+
+#[test]
+fn a_replica_that_was_away_for_longer_than_raft_remembers_gets_the_files() {
+    const MESSAGE: &str = "the copy of the leader's log is in force";
+    let mut cluster = Cluster::with_log_settings("catch-up", &FORGETS_SOON);
+    let rest = cluster.rest();
+    let configs = json!({"segment.bytes": "67108864", "min.insync.replicas": "2"});
+    rest.create_topic("away", 1, 3, configs);
+    rest.wait_until_healthy("away", DEADLINE);
+    write(&cluster, "away", 0, 1024);
+    let leader = rest.partition("away", 0).unwrap().leader.unwrap();
+    let follower = BROKERS[usize::from(leader == 1)];
+    let mut next = 1024;
+    let mut copied = None;
+    // Raft forgets a moment after it may: on a busy machine once more is written than it keeps.
+    for _ in 0..4 {
+        cluster.kill_9(follower);
+        write_many(&cluster, "away", next);
+        next += RECORDS;
+        let began = Instant::now();
+        cluster.start_service(follower);
+        rest.wait_until_healthy("away", DEADLINE);
+        let seconds = began.elapsed().as_secs_f64();
+        let speed = last_field(&cluster, follower, MESSAGE, "mib_per_second");
+        copied = speed.map(|speed| (speed, seconds));
+        if copied.is_some() {
+            break;
+        }
+    }
+    let (speed, seconds) = copied.expect("it took a copy instead of following Raft");
+    report(&format!(
+        "a replica back after {} MiB: copied at {speed:.0} MiB/s, in sync {seconds:.1} s after its start",
+        RECORDS / 1024
+    ));
+    // Writes go on at it: it is a full replica.
+    write(&cluster, "away", next, 1024);
+    let end = next + 1024;
+    cluster.kill_9(&format!("broker-{leader}"));
+    assert_eq!(read(&cluster, "away"), (0..end).collect::<Vec<_>>());
+    cluster.start_service(&format!("broker-{leader}"));
+    rest.wait_until_healthy("away", DEADLINE);
+    cluster.assert_no_panic();
+    cluster.stop();
+    let contents = BROKERS.map(|broker| {
+        let folders = log_files::folders(&cluster, broker);
+        assert_eq!(folders.len(), 1, "{folders:?}");
+        log_files::content(&cluster, broker)
+    });
+    assert!(
+        contents[0].len() as u64 > RECORDS * 1000,
+        "{}",
+        contents[0].len()
+    );
+    assert!(contents[0] == contents[1] && contents[1] == contents[2]);
+}
+
+#[test]
+fn a_copy_takes_from_all_and_goes_on_when_its_leader_dies() {
+    const SEGMENT: u64 = 8 * MIB;
+    let rate = ("COPY_BYTES_PER_SECOND", "30000000");
+    let settings = [FORGETS_SOON.as_slice(), &[rate]].concat();
+    let mut cluster = Cluster::with_log_settings("copy-on", &settings);
+    let rest = cluster.rest();
+    let configs = json!({"segment.bytes": SEGMENT.to_string(), "min.insync.replicas": "2"});
+    rest.create_topic("copied", 1, 3, configs);
+    rest.wait_until_healthy("copied", DEADLINE);
+    write(&cluster, "copied", 0, 1024);
+    let leader = rest.partition("copied", 0).unwrap().leader.unwrap();
+    let mut brokers = [1, 2, 3].into_iter().filter(|id| *id != leader);
+    let (away, other) = (brokers.next().unwrap(), brokers.next().unwrap());
+    let name = |id: i64| format!("broker-{id}");
+    let moved = |cluster: &Cluster, id: i64, what: &str| {
+        let metric = format!("chronik_broker_copied_bytes{what}_total");
+        cluster.metric(&name(id), &metric).map(|bytes| bytes as u64)
+    };
+    let mut next = 1024;
+    let mut came = 0;
+    // Raft forgets a moment after it may: on a busy machine once more is written than it keeps.
+    for _ in 0..4 {
+        cluster.kill_9(&name(away));
+        write_many(&cluster, "copied", next);
+        next += RECORDS;
+        cluster.start_service(&name(away));
+        came = wait_for("half of a copy, or the replica", DEADLINE, || {
+            let bytes = moved(&cluster, away, "")?;
+            let is_back = rest.partition("copied", 0)?.isr.len() == 3;
+            holds(
+                bytes > RECORDS * 1024 / 2 || is_back,
+                format!("{bytes} bytes"),
+            )
+            .map(|()| bytes)
+        });
+        if came > 0 {
+            break;
+        }
+    }
+    for id in [leader, other] {
+        let served = moved(&cluster, id, "_served").unwrap();
+        assert!(served >= SEGMENT, "broker {id} gave {served} bytes");
+    }
+    cluster.kill_9(&name(leader));
+    wait_for("the other two to have it all", DEADLINE, || {
+        let partition = rest.partition("copied", 0)?;
+        let is_whole = partition.isr.len() == 2 && !partition.isr.contains(&leader);
+        holds(is_whole, format!("{partition:?}"))
+    });
+    let copied = moved(&cluster, away, "").unwrap();
+    let size = log_files::content(&cluster, &name(other)).len() as u64;
+    report(&format!(
+        "a copy of {} MiB lost its leader after {} MiB: {} MiB were copied in all",
+        size / MIB,
+        came / MIB,
+        copied / MIB
+    ));
+    // The last segment of the first leader's description may end elsewhere in the other's, and what was on
+    // its way comes again.
+    assert!(copied < size + 3 * SEGMENT, "{copied} bytes for {size}");
+    cluster.start_service(&name(leader));
+    rest.wait_until_healthy("copied", DEADLINE);
+    cluster.kill_9(&name(other));
+    assert_eq!(read(&cluster, "copied"), (0..next).collect::<Vec<_>>());
+    cluster.assert_no_panic();
+    cluster.stop();
+}
