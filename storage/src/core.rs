@@ -3,7 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex};
 
@@ -34,6 +34,9 @@ pub struct Core {
     pub damage: Arc<DamageSignal>,
     /// The WAL says that files may have been made since the last orderly end.
     pub has_announced_files: AtomicBool,
+    /// Of a log that is made: higher than any of the deleted ones. What is left of those, such as a
+    /// copy that nobody goes on with, may yet write and remove files under its names.
+    pub first_generation: AtomicU32,
     pub segment_bytes: u64,
     /// There are no threads: a driver does their work.
     pub is_driven: bool,

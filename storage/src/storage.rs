@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -271,6 +271,7 @@ impl Owner {
             counters: Counters::default(),
             damage: Arc::default(),
             has_announced_files: AtomicBool::new(false),
+            first_generation: AtomicU32::new(1),
             segment_bytes: config.segment_bytes,
             is_driven,
         });

@@ -306,6 +306,27 @@ fn what_was_broken_off_goes_on_with_what_has_come() {
 }
 
 #[test]
+fn what_is_left_of_a_deleted_log_touches_no_later_one() {
+    let (_, _from, log) = replica(60, 3000);
+    let export = log.export(59).unwrap();
+    let disk = FaultyDisk::new();
+    let storage = open(&disk);
+    let left = send(&export, &storage, 5);
+    storage.delete_log(group(5)).unwrap();
+    assert!(paths_with(&disk, "/5/").is_empty());
+    send(&export, &storage, 5).commit(Bytes::new()).unwrap();
+    let files = paths_with(&disk, "/5/");
+    let late = left.write(0, SegmentFile::Log, 0, b"late").unwrap_err();
+    assert!(matches!(late, StorageError::Deleted(_)), "{late}");
+    let refused = left.go_on(export.manifest().clone()).err().unwrap();
+    assert!(matches!(refused, StorageError::Deleted(_)), "{refused}");
+    assert_eq!(paths_with(&disk, "/5/"), files);
+    storage.close().unwrap();
+    let again = open(&disk.crash_copy());
+    assert_eq!(read_all(&again.open_log(group(5)).unwrap()), read_all(&log));
+}
+
+#[test]
 fn what_was_received_for_a_log_that_never_came_to_be_is_removed() {
     let (_, _from, log) = replica(20, 3000);
     let export = log.export(19).unwrap();

@@ -140,21 +140,15 @@ pub struct Writer<'a> {
 }
 
 impl<'a> Writer<'a> {
-    pub fn new(log: &'a Log, first: &Segment) -> Self {
-        let generation = {
-            let mut state = log.lock();
-            let generation = state.next_generation.max(1);
-            state.next_generation = generation.saturating_add(1);
-            generation
-        };
+    pub fn new(log: &'a Log, first: &Segment) -> Result<Self, StorageError> {
         let id = SegmentId {
             base_offset: first.base_offset,
-            generation,
+            generation: log.take_generation()?,
         };
         let mut segment = Segment::new(id, first.first_index, first.created_ms);
         segment.is_sealed = true;
         segment.is_compacted = true;
-        Writer {
+        Ok(Writer {
             log,
             segment,
             old: Vec::new(),
@@ -164,7 +158,7 @@ impl<'a> Writer<'a> {
             indexer: Indexer::default(),
             written: HashMap::new(),
             is_taken: false,
-        }
+        })
     }
 
     /// Adds what stays of a batch. Gives the bytes that were written to the disk.

@@ -176,9 +176,10 @@ impl Run<'_> {
         let segment_bytes = self.log.lock().segment_bytes.min(SEGMENT_BYTES_MAX);
         let mut writer: Option<Writer<'_>> = None;
         for (at, segment) in wanted.iter().enumerate() {
-            let mut group = writer
-                .take()
-                .unwrap_or_else(|| Writer::new(self.log, segment));
+            let mut group = match writer.take() {
+                Some(writer) => writer,
+                None => Writer::new(self.log, segment)?,
+            };
             if self
                 .segment(segment, &mut group, &mut retention, pace)?
                 .is_break()

@@ -13,6 +13,7 @@
 //! ```
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, sync_channel};
 
 use chronik_types::id::RaftGroupId;
@@ -231,6 +232,10 @@ impl Flusher {
         let answer = {
             let mut state = log.lock();
             state.is_deleted = true;
+            let unused = state.next_generation;
+            self.core
+                .first_generation
+                .fetch_max(unused, Ordering::AcqRel);
             self.release_memory(&mut state);
             self.push(Record::delete(group), false)
         };

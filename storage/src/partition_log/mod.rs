@@ -18,6 +18,7 @@ pub use replacement::{Origin, Replacement};
 pub use segments::{SegmentInfo, SegmentState};
 
 use std::ops::Range;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
@@ -54,7 +55,7 @@ impl Log {
         let state = LogState {
             replay_from_record,
             segment_bytes,
-            next_generation: 1,
+            next_generation: core.first_generation.load(Ordering::Acquire),
             ..LogState::default()
         };
         Log::recovered(core, group, state)
@@ -103,6 +104,16 @@ impl Log {
             first_index: state.first_visible_index(),
             next_index: state.next_index(),
         }
+    }
+
+    /// The generation of files that are made beside the log's own: given once for a group, as long as the
+    /// process runs.
+    pub fn take_generation(&self) -> Result<u32, StorageError> {
+        let mut state = self.lock();
+        self.check_usable(&state)?;
+        let generation = state.next_generation.max(1);
+        state.next_generation = generation.saturating_add(1);
+        Ok(generation)
     }
 
     pub fn check_usable(&self, state: &LogState) -> Result<(), StorageError> {

@@ -233,6 +233,10 @@ impl Drop for Export {
         let mut state = self.log.lock();
         let ids = self.segments.iter().map(Segment::id);
         let doomed: Vec<_> = ids.filter(|id| state.unpin(*id)).collect();
+        // Its folder went with a deleted log; one that has come since may have files of these names.
+        if state.is_deleted {
+            return;
+        }
         drop(state);
         for id in doomed {
             self.log.core.files.remove(self.log.group, id);

@@ -77,12 +77,7 @@ impl Installer {
     /// For a manifest that was checked.
     pub(super) fn new(log: Arc<Log>, manifest: LogManifest) -> Result<Installer, StorageError> {
         log.core.announce_files()?;
-        let generation = {
-            let mut state = log.lock();
-            let generation = state.next_generation.max(1);
-            state.next_generation = generation.saturating_add(1);
-            generation
-        };
+        let generation = log.take_generation()?;
         let dir = dir_of(log.core.files.partitions(), log.group);
         let disk = log.core.files.disk();
         disk.create_dir_all(&dir)
