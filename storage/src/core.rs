@@ -35,7 +35,7 @@ pub struct Core {
     /// The WAL says that files may have been made since the last orderly end.
     pub has_announced_files: AtomicBool,
     /// Of a log that is made: higher than any of the deleted ones. What is left of those, such as a
-    /// copy that nobody goes on with, may yet write and remove files under its names.
+    /// reader, or a copy that nobody goes on with, may yet open, write and remove files under its names.
     pub first_generation: AtomicU32,
     pub segment_bytes: u64,
     /// There are no threads: a driver does their work.

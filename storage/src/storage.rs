@@ -271,7 +271,7 @@ impl Owner {
             counters: Counters::default(),
             damage: Arc::default(),
             has_announced_files: AtomicBool::new(false),
-            first_generation: AtomicU32::new(1),
+            first_generation: AtomicU32::new(0),
             segment_bytes: config.segment_bytes,
             is_driven,
         });

@@ -5,10 +5,13 @@
 
 mod common;
 
+use std::sync::Arc;
+
 use bytes::Bytes;
-use chronik_storage::disk::FaultyDisk;
+use chronik_storage::disk::{FaultyDisk, RealDisk};
 use chronik_storage::{
-    Export, Installer, LogManifest, PartitionLog, Purged, SegmentFile, Storage, StorageError,
+    Export, Installer, LogManifest, PartitionLog, Purged, SegmentFile, Storage, StorageConfig,
+    StorageError,
 };
 use common::*;
 
@@ -324,6 +327,39 @@ fn what_is_left_of_a_deleted_log_touches_no_later_one() {
     storage.close().unwrap();
     let again = open(&disk.crash_copy());
     assert_eq!(read_all(&again.open_log(group(5)).unwrap()), read_all(&log));
+}
+
+#[test]
+fn a_log_is_deleted_whoever_makes_and_removes_files_beside_it() {
+    let (_, _from, log) = replica(60, 1000);
+    let export = log.export(59).unwrap();
+    // A folder that is gone takes no files.
+    let folder = tempfile::tempdir().unwrap();
+    let config = StorageConfig {
+        dir: folder.path().to_owned(),
+        ..small_config()
+    };
+    let storage = Storage::open(config, Arc::new(RealDisk)).unwrap();
+    for _ in 0..50 {
+        let begun = std::sync::Barrier::new(2);
+        std::thread::scope(|scope| {
+            let copy = scope.spawn(|| {
+                let installer = send(&export, &storage, 5);
+                begun.wait();
+                for segment in 0..export.manifest().segments.len() {
+                    // Its indexes are files too.
+                    if installer.check_segment(segment).is_err() {
+                        break;
+                    }
+                }
+            });
+            begun.wait();
+            storage.delete_log(group(5)).unwrap();
+            copy.join().unwrap();
+        });
+        assert!(!folder.path().join("partitions/5").exists());
+    }
+    storage.close().unwrap();
 }
 
 #[test]

@@ -255,7 +255,8 @@ impl<'a> Writer<'a> {
 
 impl Drop for Writer<'_> {
     fn drop(&mut self) {
-        if !self.is_taken {
+        // The folder of a deleted log goes as a whole.
+        if !self.is_taken && !self.log.lock().is_deleted {
             self.log
                 .core
                 .files

@@ -12,6 +12,7 @@
 //! 5. the old files become spares                           a leftover is recycled at the next start
 //! ```
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, sync_channel};
@@ -243,24 +244,43 @@ impl Flusher {
         self.core.files.forget(group);
         remove_files(&*self.disk, self.core.files.partitions(), group)
             .map_err(|e| StorageError::io("cannot delete", &self.dir, e))?;
+        // Whoever was reading may have opened one again.
+        self.core.files.forget(group);
         self.logs.remove(group, written.record_number);
         Ok(())
     }
 }
 
-/// Removes the folder of a log; durable when this returns.
+/// Times that a folder is looked through for files that came meanwhile.
+const REMOVE_ROUNDS: usize = 100;
+
+/// Removes the folder of a log; durable when this returns. Whoever works beside the log, such as a
+/// compaction or a copy, hears of the deletion with its next step, and may make and remove files until
+/// then.
 pub fn remove_files(
     disk: &dyn crate::disk::Disk,
     partitions: &std::path::Path,
     group: RaftGroupId,
 ) -> std::io::Result<()> {
     let dir = dir_of(partitions, group);
-    for name in disk.list(&dir)? {
-        disk.remove_file(&dir.join(name))?;
-    }
-    match disk.remove_dir(&dir) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-        _ => {}
+    let mut round = 1;
+    loop {
+        for name in disk.list(&dir)? {
+            unless_gone(disk.remove_file(&dir.join(name)))?;
+        }
+        match unless_gone(disk.remove_dir(&dir)) {
+            Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty && round < REMOVE_ROUNDS => {
+                round += 1;
+            }
+            removed => break removed?,
+        }
     }
     disk.sync_dir(partitions)
+}
+
+fn unless_gone(removed: std::io::Result<()>) -> std::io::Result<()> {
+    match removed {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
 }

@@ -52,10 +52,12 @@ pub struct Log {
 impl Log {
     pub fn new(core: Arc<Core>, group: RaftGroupId, replay_from_record: u64) -> Self {
         let segment_bytes = core.segment_bytes;
+        let generation = core.first_generation.load(Ordering::Acquire);
         let state = LogState {
             replay_from_record,
             segment_bytes,
-            next_generation: core.first_generation.load(Ordering::Acquire),
+            generation,
+            next_generation: generation.saturating_add(1),
             ..LogState::default()
         };
         Log::recovered(core, group, state)

@@ -113,11 +113,10 @@ impl Installer {
             let Some((had, part)) = came.remove(&wanted.base_offset) else {
                 return Mutex::default();
             };
-            if had == *wanted {
-                return part;
-            }
             if had.is_start_of(wanted) {
-                lock(&part).checked = None;
+                if had != *wanted {
+                    lock(&part).checked = None;
+                }
                 return part;
             }
             self.remove(&had);
@@ -381,7 +380,8 @@ impl Installer {
 
 impl Drop for Installer {
     fn drop(&mut self) {
-        if !self.is_committed {
+        // The folder of a deleted log goes as a whole.
+        if !self.is_committed && !self.log.lock().is_deleted {
             let segments = self.manifest.segments.iter();
             segments.for_each(|described| self.remove(described));
         }
