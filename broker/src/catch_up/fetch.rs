@@ -16,7 +16,7 @@ use tracing::{debug, info};
 
 use super::source::{Source, SourceError};
 use super::throttle::Throttle;
-use super::unfinished::Unfinished;
+use super::unfinished::{StillBusy, Unfinished};
 use crate::controller_client::ClusterView;
 use crate::metrics::BrokerMetrics;
 use crate::peers::Behind;
@@ -64,6 +64,8 @@ pub enum FetchError {
     Storage(#[from] StorageError),
     #[error(transparent)]
     Copy(#[from] CopyError),
+    #[error(transparent)]
+    Busy(#[from] StillBusy),
     #[error("a task was cancelled")]
     Cancelled,
 }
@@ -92,7 +94,7 @@ pub async fn run(shared: Arc<Shared>, behind: watch::Receiver<Behind>) -> Result
     let own = own_files(&replica).await;
     let total_bytes = manifest.total_bytes();
     let storage = shared.storage.clone();
-    let unfinished = shared.unfinished.take(group);
+    let unfinished = shared.unfinished.take(group)?;
     let begin = move || match unfinished {
         Some(installer) => installer.go_on(manifest),
         None => storage.install(group, manifest),
@@ -114,7 +116,13 @@ pub async fn run(shared: Arc<Shared>, behind: watch::Receiver<Behind>) -> Result
     let installer = copy.into_installer()?;
     let fetched = Fetched::new(installer, &description.state, index)?;
     let vote = behind.borrow().vote;
-    replica.install_copy(vote, fetched).await?;
+    if let Err(refused) = replica.install_copy(vote, fetched).await {
+        // Its leader may be a new one, which asks in a moment.
+        if let Some(installer) = refused.installer {
+            shared.unfinished.put(group, Arc::new(installer));
+        }
+        return Err(refused.error.into());
+    }
     let seconds = began.elapsed().as_secs_f64();
     info!(
         raft_group_id = %group,

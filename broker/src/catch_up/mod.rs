@@ -145,6 +145,7 @@ impl Worker {
 
     fn asked(&mut self, behind: Behind) {
         let group = behind.group;
+        self.shared.unfinished.renew(group);
         if let Some(running) = self.running.get(&group) {
             running.send_replace(behind);
             return;

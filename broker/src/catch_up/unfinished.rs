@@ -12,8 +12,13 @@ use tokio::time::Instant;
 
 use super::RETRY_DELAY_MAX;
 
-/// A leader asks again within a second, and is heard after the longest pause.
+/// After the last word of a leader, which asks again every second. It takes a while until there is one.
 const KEPT_FOR: Duration = RETRY_DELAY_MAX.saturating_mul(4);
+
+/// A write of the last attempt is still under way.
+#[derive(Debug, thiserror::Error)]
+#[error("the attempt before is still writing")]
+pub struct StillBusy;
 
 struct Kept {
     until: Instant,
@@ -34,10 +39,26 @@ impl Unfinished {
         self.lock().insert(group, Kept { until, installer });
     }
 
-    /// What the last attempt has left, unless a write of it is still under way.
-    pub fn take(&self, group: RaftGroupId) -> Option<Installer> {
-        let kept = self.lock().remove(&group)?;
-        Arc::into_inner(kept.installer)
+    /// What the last attempt has left, if anything.
+    pub fn take(&self, group: RaftGroupId) -> Result<Option<Installer>, StillBusy> {
+        let mut all = self.lock();
+        let Some(kept) = all.remove(&group) else {
+            return Ok(None);
+        };
+        match Arc::try_unwrap(kept.installer) {
+            Ok(installer) => Ok(Some(installer)),
+            Err(installer) => {
+                all.insert(group, Kept { installer, ..kept });
+                Err(StillBusy)
+            }
+        }
+    }
+
+    /// Somebody is still there to go on with it, though not now.
+    pub fn renew(&self, group: RaftGroupId) {
+        if let Some(kept) = self.lock().get_mut(&group) {
+            kept.until = Instant::now() + KEPT_FOR;
+        }
     }
 
     /// When the next one is to be let go.

@@ -110,6 +110,20 @@ impl std::fmt::Debug for Fetched {
     }
 }
 
+/// A copy that was not put in place.
+pub struct Refused {
+    pub error: CopyError,
+    /// Its files, unless the log has taken them.
+    pub installer: Option<Installer>,
+}
+
+impl Refused {
+    fn of(error: CopyError, fetched: Option<Fetched>) -> Refused {
+        let installer = fetched.map(|fetched| fetched.installer);
+        Refused { error, installer }
+    }
+}
+
 /// Copies of one replica's log, given and taken.
 #[derive(Default)]
 pub struct Copies {
@@ -217,32 +231,39 @@ impl Replica {
 
     /// Hands a copy to Raft, in the name of the leader with `vote`. When this returns the replica's
     /// log is the copy, or had come further by itself.
-    pub async fn install_copy(&self, vote: Vote, fetched: Fetched) -> Result<(), CopyError> {
+    pub async fn install_copy(&self, vote: Vote, fetched: Fetched) -> Result<(), Refused> {
         let Some(last_log_id) = fetched.applied.log_id else {
-            return Err(CopyError::Empty);
+            return Err(Refused::of(CopyError::Empty, None));
         };
         // The library panics at such a pair.
         if codec::term(&last_log_id) > vote.leader_id.term {
-            return Err(CopyError::Raft("there is a newer leader".to_owned()));
+            let error = CopyError::Raft("there is a newer leader".to_owned());
+            return Err(Refused::of(error, Some(fetched)));
         }
         let meta = SnapshotMeta {
             last_log_id: Some(last_log_id),
             last_membership: fetched.applied.membership.clone(),
         };
-        let raft = self.engine().wake().await;
-        let raft = raft.map_err(|error| CopyError::Raft(error.to_string()))?;
+        let raft = match self.engine().wake().await {
+            Ok(raft) => raft,
+            Err(error) => {
+                let error = CopyError::Raft(error.to_string());
+                return Err(Refused::of(error, Some(fetched)));
+            }
+        };
         *lock(&self.state.copies.fetched) = Some(fetched);
         let snapshot = PartitionSnapshot {
             meta,
             snapshot: Bytes::new(),
         };
         let response = raft.install_full_snapshot(vote, snapshot).await;
-        lock(&self.state.copies.fetched).take();
-        let response = response.map_err(|fatal| CopyError::Raft(fatal.to_string()))?;
-        if response.vote > vote {
-            return Err(CopyError::Raft("there is another leader".to_owned()));
-        }
-        Ok(())
+        let left = lock(&self.state.copies.fetched).take();
+        let error = match response {
+            Ok(response) if response.vote <= vote => return Ok(()),
+            Ok(_) => CopyError::Raft("there is another leader".to_owned()),
+            Err(fatal) => CopyError::Raft(fatal.to_string()),
+        };
+        Err(Refused::of(error, left))
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use chronik_types::epoch::LeaderEpoch;
 use openraft::async_runtime::WatchReceiver;
-use openraft::errors::{Fatal, LinearizableReadError, RaftError};
+use openraft::errors::Fatal;
 use openraft::raft::linearizable_read::LinearizerOption;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -70,23 +70,17 @@ impl Replica {
     /// Its own state does not tell: a leader whose Raft waits for its disk goes on for a while without knowing that
     /// another one was elected.
     pub async fn leads_still(&self, leader_epoch: LeaderEpoch) -> bool {
-        let asked = async {
-            while let Some(raft) = self.raft() {
-                let option = LinearizerOption::new(Some(Duration::ZERO), true)
-                    .with_wait_timeout(self.heartbeat_interval);
-                let answer = timeout(self.heartbeat_interval, raft.get_read_linearizer(option));
-                match answer.await {
-                    Ok(Ok(_)) => return true,
-                    // A question can be lost.
-                    Err(_)
-                    | Ok(Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_)))) => {}
-                    Ok(Err(_)) => return false,
-                }
-            }
-            false
+        let Some(raft) = self.raft() else {
+            return false;
         };
-        let is_confirmed = timeout(CONFIRM_TIMEOUT, asked).await.unwrap_or(false);
-        let leadership = self.state.leadership.borrow();
-        is_confirmed && leadership.is_leader && leadership.leader_epoch == leader_epoch
+        let option =
+            LinearizerOption::new(Some(Duration::ZERO), true).with_wait_timeout(CONFIRM_TIMEOUT);
+        match timeout(CONFIRM_TIMEOUT, raft.get_read_linearizer(option)).await {
+            Ok(Ok(answer)) => {
+                let term = answer.read_log_id().committed_leader_id().term;
+                i64::try_from(term) == Ok(i64::from(leader_epoch.0))
+            }
+            Ok(Err(_)) | Err(_) => false,
+        }
     }
 }

@@ -33,6 +33,10 @@ impl Replica {
         let leadership = self.wait_until_leading(deadline).await?;
         let high_watermark = self.high_watermark();
         let offset = offset.unwrap_or(high_watermark);
+        // What is above the high watermark here may not be at a leader that this one has not heard of.
+        if offset > high_watermark && !self.leads_still(leadership.leader_epoch).await {
+            return Err(AppendError::NotLeader { leader: None }.into());
+        }
         if offset < Offset::ZERO || offset > high_watermark {
             return Err(LogStartError::OutOfRange {
                 offset,

@@ -142,14 +142,9 @@ async fn a_retry_of_an_idempotent_batch_is_answered_with_its_first_offset() {
     assert_eq!(cluster.ack(0, idempotent(9, 0, 0, 2)).await, 0);
     assert_eq!(cluster.ack(0, idempotent(9, 0, 2, 1)).await, 2);
     assert_eq!(cluster.ack(0, idempotent(9, 0, 0, 2)).await, 0);
-    let gap = cluster
-        .produce(0, idempotent(9, 0, 7, 1), Acks::All, LIMIT)
-        .await;
+    let gap = cluster.refusal(0, idempotent(9, 0, 7, 1)).await;
     assert!(
-        matches!(
-            gap,
-            Err(AppendError::OutOfOrderSequence { expected: 3, .. })
-        ),
+        matches!(gap, AppendError::OutOfOrderSequence { expected: 3, .. }),
         "{gap:?}"
     );
 
@@ -219,13 +214,9 @@ async fn a_leader_that_was_replaced_unawares_ends_no_producer() {
         "{answer:?}"
     );
     // Who leads says what is wrong.
-    let gap = cluster.produce(1, idempotent(9, 0, 7, 1), Acks::All, LIMIT);
-    let gap = gap.await;
+    let gap = cluster.refusal(1, idempotent(9, 0, 7, 1)).await;
     assert!(
-        matches!(
-            gap,
-            Err(AppendError::OutOfOrderSequence { expected: 2, .. })
-        ),
+        matches!(gap, AppendError::OutOfOrderSequence { expected: 2, .. }),
         "{gap:?}"
     );
     assert_eq!(cluster.ack(1, next()).await, 2);
@@ -242,10 +233,9 @@ async fn who_leads_can_say_so_at_once_though_it_was_heard_a_moment_ago() {
     };
     let mut cluster = Cluster::start_with(3, 2, timing).await;
     assert_eq!(cluster.ack(0, idempotent(9, 0, 0, 1)).await, 0);
-    let gap = cluster.produce(0, idempotent(9, 0, 7, 1), Acks::All, LIMIT);
-    let gap = gap.await;
+    let gap = cluster.refusal(0, idempotent(9, 0, 7, 1)).await;
     assert!(
-        matches!(gap, Err(AppendError::OutOfOrderSequence { .. })),
+        matches!(gap, AppendError::OutOfOrderSequence { .. }),
         "{gap:?}"
     );
     cluster.stop_all().await;

@@ -221,7 +221,7 @@ pub async fn copy_log(
     let index = offer.last_log_id.index;
     let fetched = Fetched::new(installer, &offer.state, index).map_err(|e| failed(&e))?;
     let installed = follower.install_copy(vote, fetched).await;
-    installed.map_err(|e| failed(&e))
+    installed.map_err(|refused| failed(&refused.error))
 }
 
 /// One broker: a disk, and a replica while it runs.
@@ -480,6 +480,19 @@ impl Cluster {
             trace: None,
         };
         self.replica(n).enqueue(item)?.until(deadline).await
+    }
+
+    /// What the leader says for good to records that it does not take.
+    pub async fn refusal(&self, n: usize, records: Vec<u8>) -> AppendError {
+        let refusal = async || {
+            let answer = self.produce(n, records.clone(), Acks::All, LIMIT).await;
+            match answer.unwrap_err() {
+                // On a busy machine a majority may not answer in time.
+                AppendError::NotLeader { leader: None } => None,
+                refusal => Some(refusal),
+            }
+        };
+        wait_for("the leader refuses for good", refusal).await
     }
 
     /// Produces with acks=all; the base offset.

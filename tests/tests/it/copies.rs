@@ -92,7 +92,7 @@ fn a_replica_that_was_away_for_longer_than_raft_remembers_gets_the_files() {
 #[test]
 fn a_copy_takes_from_all_and_goes_on_when_its_leader_dies() {
     const SEGMENT: u64 = 8 * MIB;
-    let rate = ("COPY_BYTES_PER_SECOND", "30000000");
+    let rate = ("COPY_BYTES_PER_SECOND", "15000000");
     let settings = [FORGETS_SOON.as_slice(), &[rate]].concat();
     let mut cluster = Cluster::with_log_settings("copy-on", &settings);
     let rest = cluster.rest();
@@ -139,6 +139,11 @@ fn a_copy_takes_from_all_and_goes_on_when_its_leader_dies() {
         let is_whole = partition.isr.len() == 2 && !partition.isr.contains(&leader);
         holds(is_whole, format!("{partition:?}"))
     });
+    let broken_off = cluster.metric(&name(away), "chronik_broker_copies_failed_total");
+    assert!(
+        broken_off.unwrap() >= 1.0,
+        "the copy did not need its leader"
+    );
     let copied = moved(&cluster, away, "").unwrap();
     let size = log_files::content(&cluster, &name(other)).len() as u64;
     report(&format!(
