@@ -10,8 +10,10 @@ use chronik_telemetry::trace::TraceContext;
 
 /// Entries whose trace is remembered for replication.
 const TRACES_MAX: usize = 256;
+/// Applied entries whose trace is kept: a majority has them, but a follower behind it gets them later.
+const APPLIED_KEPT: u64 = 64;
 
-/// Traces of sampled entries between append and apply: replication sends them along.
+/// Traces of sampled entries from append to a while after apply: replication sends them along.
 #[derive(Debug, Default)]
 pub struct Traces {
     count: AtomicUsize,
@@ -25,6 +27,10 @@ impl Traces {
 
     pub fn insert(&self, index: u64, trace: TraceContext) {
         let mut by_index = self.lock();
+        // Another leader may have cut off what was there.
+        while by_index.back().is_some_and(|(last, _)| *last >= index) {
+            by_index.pop_back();
+        }
         if by_index.len() == TRACES_MAX {
             by_index.pop_front();
         }
@@ -42,13 +48,35 @@ impl Traces {
             .map(|(_, trace)| trace.clone())
     }
 
-    /// Forgets the entries up to `index`, which are applied.
-    pub fn forget_upto(&self, index: u64) {
+    /// Forgets what lies far enough below the last applied entry.
+    pub fn forget_before(&self, applied: u64) {
         if self.count.load(Ordering::Relaxed) == 0 {
             return;
         }
         let mut by_index = self.lock();
-        by_index.retain(|(i, _)| *i > index);
+        by_index.retain(|(i, _)| i.saturating_add(APPLIED_KEPT) > applied);
         self.count.store(by_index.len(), Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trace_is_kept_for_followers_behind_the_majority() {
+        let traces = Traces::default();
+        let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        let trace = TraceContext::parse(trace).unwrap();
+        for index in 1..=300 {
+            traces.insert(index, trace.clone());
+        }
+        assert!(traces.get(44).is_none() && traces.get(45).is_some());
+        traces.forget_before(200);
+        assert!(traces.get(136).is_none() && traces.get(137).is_some());
+        assert!(traces.get(200).is_some());
+        traces.forget_before(400);
+        assert!(traces.get(300).is_none());
+        assert_eq!(traces.count.load(Ordering::Relaxed), 0);
     }
 }
