@@ -226,13 +226,17 @@ fn find_missing(
     Ok(())
 }
 
-/// Removes what was received for a log that never came to be. Other files of no log are no one's
-/// either, but how they came here is not known.
+/// Removes what was received for a log that never came to be; a log that has segments is known from the
+/// checkpoint or the WAL. Files of no generation are no one's either, but how they came here is not known.
 fn remove_received(disk: &dyn Disk, dir: &Path) -> std::io::Result<()> {
     let mut is_empty = true;
     for name in disk.list(dir)? {
         match parse_file_name(&name) {
-            Some((id, _)) if id.generation > 0 => disk.remove_file(&dir.join(name))?,
+            Some((id, _)) if id.generation > 0 => {
+                let file = dir.join(name);
+                tracing::info!(file = %file.display(), "removes a file of a log that never came to be");
+                disk.remove_file(&file)?;
+            }
             _ => {
                 is_empty = false;
                 let file = dir.join(name);

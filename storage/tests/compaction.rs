@@ -11,7 +11,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use chronik_storage::disk::FaultyDisk;
+use chronik_storage::disk::{FaultyDisk, RealDisk};
 use chronik_storage::records::{body_of, put_varint, records_of};
 use chronik_storage::{
     CompactionReason, CompactionReport, CompactionRequest, CompactionSettings, Disk, LogEntry,
@@ -779,7 +779,57 @@ fn the_power_may_fail_at_every_step_of_a_compaction() {
     }
 }
 
-/// The batches of a log as they are, for what compares them.
+#[test]
+fn a_log_may_be_deleted_at_every_step_of_a_compaction() {
+    // A folder that is gone takes no files.
+    let folder = tempfile::tempdir().unwrap();
+    let config = StorageConfig {
+        dir: folder.path().to_owned(),
+        ..small_config()
+    };
+    let storage = Storage::open(config, Arc::new(RealDisk)).unwrap();
+    let (mut step, mut is_whole) = (0, false);
+    while !is_whole {
+        let log = storage.open_log(group(1)).unwrap();
+        for round in 0..4 {
+            for key in ["a", "b", "c"] {
+                write(&log, &[(key, &format!("{round}"))]);
+            }
+            log.roll().unwrap();
+        }
+        purge_all(&log).unwrap();
+        let request = CompactionRequest {
+            settings: SETTINGS,
+            now_ms: 0,
+            limit: log.log_end_offset(),
+            active_producers: HashMap::new(),
+            map_max_bytes: 1 << 20,
+        };
+        let mut calls = 0;
+        let compacted = log.compact(&request, &mut |_| {
+            if calls == step {
+                storage.delete_log(group(1)).unwrap();
+            }
+            calls += 1;
+            ControlFlow::Continue(())
+        });
+        is_whole = calls <= step;
+        match compacted {
+            Ok(report) => assert!(is_whole && report.records_removed > 0, "step {step}"),
+            Err(error) => assert!(
+                matches!(error, StorageError::Deleted(_)),
+                "step {step}: {error}"
+            ),
+        }
+        if is_whole {
+            assert!(step > 2, "{step} steps");
+            storage.delete_log(group(1)).unwrap();
+        }
+        step += 1;
+    }
+    storage.close().unwrap();
+}
+
 #[test]
 fn batches_that_lose_nothing_stay_byte_for_byte() {
     let storage = open(&FaultyDisk::new());

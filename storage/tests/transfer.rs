@@ -315,10 +315,13 @@ fn what_is_left_of_a_deleted_log_touches_no_later_one() {
     let disk = FaultyDisk::new();
     let storage = open(&disk);
     let left = send(&export, &storage, 5);
+    let names = paths_with(&disk, "/5/");
     storage.delete_log(group(5)).unwrap();
     assert!(paths_with(&disk, "/5/").is_empty());
     send(&export, &storage, 5).commit(Bytes::new()).unwrap();
+    // Whoever knows a name of before finds nothing of the later log there.
     let files = paths_with(&disk, "/5/");
+    assert!(files.iter().all(|file| !names.contains(file)), "{files:?}");
     let late = left.write(0, SegmentFile::Log, 0, b"late").unwrap_err();
     assert!(matches!(late, StorageError::Deleted(_)), "{late}");
     let refused = left.go_on(export.manifest().clone()).err().unwrap();
@@ -327,6 +330,23 @@ fn what_is_left_of_a_deleted_log_touches_no_later_one() {
     storage.close().unwrap();
     let again = open(&disk.crash_copy());
     assert_eq!(read_all(&again.open_log(group(5)).unwrap()), read_all(&log));
+}
+
+#[test]
+fn no_two_logs_of_a_group_have_a_file_of_one_name() {
+    let disk = FaultyDisk::new();
+    let storage = open(&disk);
+    let mut seen = Vec::new();
+    for _ in 0..3 {
+        let log = storage.open_log(group(1)).unwrap();
+        fill_mixed(&log, 0..10);
+        log.roll().unwrap();
+        let files = paths_with(&disk, "/1/");
+        assert!(!files.is_empty());
+        assert!(files.iter().all(|file| !seen.contains(file)), "{files:?}");
+        seen.extend(files);
+        storage.delete_log(group(1)).unwrap();
+    }
 }
 
 #[test]

@@ -255,8 +255,8 @@ impl<'a> Writer<'a> {
 
 impl Drop for Writer<'_> {
     fn drop(&mut self) {
-        // The folder of a deleted log goes as a whole.
-        if !self.is_taken && !self.log.lock().is_deleted {
+        // Of a deleted log too: a later log of its group may have made the folder again, with other names.
+        if !self.is_taken {
             self.log
                 .core
                 .files

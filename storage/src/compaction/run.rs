@@ -103,6 +103,8 @@ impl PartitionLog {
             // The log start has passed what was just being written.
             Ok(()) | Err(StorageError::Superseded) => Ok(report),
             Err(error) => {
+                // A deleted log has no files to work on.
+                log.check_usable(&log.lock())?;
                 if error.is_out_of_room() {
                     log.core.space.found_no_room();
                 }

@@ -58,8 +58,10 @@ impl FileKind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SegmentId {
     pub base_offset: Offset,
-    /// 0 for a segment that was written in its place; one that replaces others, or came from
-    /// another broker, has a number of its own, so that it can be written beside them.
+    /// Tells files of one place apart: no two files of a group that may be on the disk together have one
+    /// name. A segment that replaces others, or came from another broker, has a number of its own, so that
+    /// it can be written beside them; what a log appends later keeps the last such number. A log begins
+    /// with 0, or above what a log of its group that was deleted since the start has used.
     pub generation: u32,
 }
 

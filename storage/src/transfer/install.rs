@@ -380,8 +380,8 @@ impl Installer {
 
 impl Drop for Installer {
     fn drop(&mut self) {
-        // The folder of a deleted log goes as a whole.
-        if !self.is_committed && !self.log.lock().is_deleted {
+        // Of a deleted log too: a later log of its group may have made the folder again, with other names.
+        if !self.is_committed {
             let segments = self.manifest.segments.iter();
             segments.for_each(|described| self.remove(described));
         }
