@@ -77,7 +77,7 @@ pub struct ReplicationSettings {
 impl Default for ReplicationSettings {
     fn default() -> Self {
         Self {
-            ping_interval_ms: 250,
+            ping_interval_ms: 400,
             peer_silence_ms: 1_000,
             connect_timeout_ms: 1_000,
             heartbeat_interval_ms: 500,

@@ -17,6 +17,7 @@ use chronik_storage::Storage;
 use chronik_telemetry::http::{Health, serve_http};
 use chronik_types::id::{BrokerId, RaftGroupId};
 use futures::StreamExt;
+use futures::future::BoxFuture;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -62,9 +63,9 @@ pub struct Running {
 }
 
 /// Starts a broker. It serves what it has on its disk at once, and registers as soon as a
-/// controller answers.
-pub async fn start(config: Config) -> anyhow::Result<Running> {
-    start_with(config, Arc::new(GrpcConnector)).await
+/// controller answers. Boxed, so that all of it is compiled with this crate, not with its callers.
+pub fn start(config: Config) -> BoxFuture<'static, anyhow::Result<Running>> {
+    Box::pin(start_with(config, Arc::new(GrpcConnector)))
 }
 
 /// As `start`, with another way to connect to peers.

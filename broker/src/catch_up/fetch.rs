@@ -5,13 +5,13 @@
 
 use std::num::NonZeroU64;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use chronik_storage::{Export, Installer, ManifestSegment, SegmentFile, Storage, StorageError};
 use chronik_types::id::BrokerId;
 use futures::{StreamExt, TryStreamExt};
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tracing::{debug, info};
 
 use super::source::{Source, SourceError};
@@ -107,9 +107,10 @@ pub async fn run(shared: Arc<Shared>, behind: watch::Receiver<Behind>) -> Result
         others,
     });
     if let Err(error) = copy.fetch_all().await {
-        // Not where the disk is at fault: it may need the room.
+        // Not where the disk or the bytes are at fault.
         if matches!(error, FetchError::Source(_)) {
-            shared.unfinished.put(group, copy.installer.clone());
+            let installer = copy.installer.clone();
+            shared.unfinished.put(group, installer, Instant::now());
         }
         return Err(error);
     }
@@ -119,7 +120,8 @@ pub async fn run(shared: Arc<Shared>, behind: watch::Receiver<Behind>) -> Result
     if let Err(refused) = replica.install_copy(vote, fetched).await {
         // Its leader may be a new one, which asks in a moment.
         if let Some(installer) = refused.installer {
-            shared.unfinished.put(group, Arc::new(installer));
+            let installer = Arc::new(installer);
+            shared.unfinished.put(group, installer, Instant::now());
         }
         return Err(refused.error.into());
     }

@@ -3,8 +3,9 @@
 //! on from there. Replicas whose files are damaged get those anew.
 //!
 //! Invariant: nothing of a replica changes before its copy is complete and every byte of it checked;
-//! what is broken off leaves the replica as it was, and the next attempt goes on from there. What all copies of this broker take together is
-//! held to the configured rate.
+//! what is broken off leaves the replica as it was. Where a source failed or the leader changed, the next
+//! attempt goes on with what has come. What all copies of this broker take together is held to the
+//! configured rate.
 
 mod failures;
 mod fetch;
@@ -145,12 +146,13 @@ impl Worker {
 
     fn asked(&mut self, behind: Behind) {
         let group = behind.group;
-        self.shared.unfinished.renew(group);
+        let now = Instant::now();
+        self.shared.unfinished.renew(group, now);
         if let Some(running) = self.running.get(&group) {
             running.send_replace(behind);
             return;
         }
-        let fails = self.failures.not_before(group, Instant::now()).is_some();
+        let fails = self.failures.not_before(group, now).is_some();
         let waits = fails || self.rebuilding.contains(&group);
         // Leaders ask again within a second.
         if waits || self.is_busy() {

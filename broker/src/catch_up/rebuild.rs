@@ -94,7 +94,7 @@ async fn describe_all(
     (peers, refusal)
 }
 
-/// A leader begins to give its place to a replica that can serve all of the log, if there is one.
+/// A leader gives its place to a replica that can serve all of the log, if there is one; tries for a while.
 async fn hand_over_first(replica: &Replica, peers: &[Peer]) {
     if !replica.leadership().borrow().is_leader {
         return;

@@ -8,7 +8,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use chronik_storage::{CompactionRequest, CompactionSettings};
+use chronik_storage::{CompactionRequest, CompactionSettings, StorageError};
 use tokio::runtime::Handle;
 use tokio::time::timeout;
 use tracing::{debug, info, warn};
@@ -60,6 +60,9 @@ pub async fn run(shared: &Arc<Shared>, replica: &Arc<Replica>) {
             let (before, after) = (report.segments_before, report.segments_after);
             let seconds = began.elapsed().as_secs_f64();
             info!(%raft_group_id, removed, before, after, seconds, "a log is compacted");
+        }
+        Ok((Err(StorageError::Deleted(_)), _)) => {
+            debug!(%raft_group_id, "a log was deleted while it was compacted");
         }
         Ok((Err(error), _)) => {
             warn!(%raft_group_id, %error, "a compaction was broken off; tried again");

@@ -10,7 +10,7 @@ use chronik_proto::v1;
 use chronik_types::id::BrokerId;
 use futures::StreamExt;
 use rand::Rng;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 use uuid::Uuid;
@@ -37,7 +37,7 @@ pub struct LinkTiming {
 impl Default for LinkTiming {
     fn default() -> Self {
         Self {
-            ping_interval: Duration::from_millis(250),
+            ping_interval: Duration::from_millis(400),
             silence: Duration::from_millis(1000),
             connect_timeout: Duration::from_millis(1000),
             redial_min: Duration::from_millis(50),
@@ -49,11 +49,13 @@ impl Default for LinkTiming {
 /// A silent connection is given up after this many times `silence`.
 const SILENCES_MAX: u32 = 3;
 
-/// The two brokers of a link.
+/// The two brokers of a link, and the beat of its pings.
 #[derive(Debug, Clone, Copy)]
 pub struct Ends {
     pub from: BrokerId,
     pub incarnation: Uuid,
+    /// When this broker's links began to ping.
+    pub beat: Instant,
     pub to: BrokerId,
 }
 
@@ -91,7 +93,7 @@ pub async fn dial(
                 Ok(connection) => {
                     info!(peer = ends.to.0, address, "connected to a peer");
                     wait = timing.redial_min;
-                    let error = run(&link, connection, timing).await;
+                    let error = run(&link, connection, ends, timing).await;
                     link.disconnected();
                     link.set_state(LinkState::Connecting);
                     info!(peer = ends.to.0, error = %error, "lost the connection to a peer");
@@ -186,16 +188,27 @@ fn check_hello(frame: &v1::PeerFrame, ends: Ends) -> Result<Uuid, DialError> {
     chronik_proto::uuid("incarnation_id", &hello.incarnation_id).map_err(|_| DialError::NoHello)
 }
 
+/// When the links of a broker ping next: all on one beat, so that an idle process wakes once for all.
+fn next_ping(beat: Instant, interval: Duration) -> Instant {
+    let now = Instant::now();
+    let gone = now.duration_since(beat).as_nanos() % interval.as_nanos().max(1);
+    now + interval - Duration::from_nanos(u64::try_from(gone).unwrap_or_default())
+}
+
 /// Reads answers and pings until the connection ends.
-async fn run(link: &Link, connection: Dialled, timing: LinkTiming) -> DialError {
+async fn run(link: &Link, connection: Dialled, ends: Ends, timing: LinkTiming) -> DialError {
     let Dialled {
         queue,
         mut inbound,
         incarnation,
     } = connection;
     link.connected(queue.clone(), incarnation);
-    let mut ping = interval(timing.ping_interval);
-    ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut ping = interval_at(
+        next_ping(ends.beat, timing.ping_interval),
+        timing.ping_interval,
+    );
+    // Those that were missed are not made up for, and the beat stays.
+    ping.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut sequence = 0u64;
     let mut heard = Instant::now();
     let mut last_tick = Instant::now();

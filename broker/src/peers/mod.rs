@@ -29,11 +29,13 @@ use chronik_proto::v1::peers_server::PeersServer;
 use chronik_types::id::{BrokerId, RaftGroupId, ReplicaId};
 use prometheus_client::metrics::histogram::Histogram;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use crate::replica::raft_config::Vote;
+use crate::replica::{OpenError, Replica, ReplicaOptions};
 
 pub use codec::Route;
 pub use connector::{ConnectError, Connector, Frames, GrpcConnector};
@@ -82,6 +84,8 @@ struct Inner {
     heard: Heard,
     nudges: mpsc::Sender<RaftGroupId>,
     tasks: TaskTracker,
+    /// When the links began to ping.
+    beat: Instant,
 }
 
 struct PeerLink {
@@ -117,6 +121,7 @@ impl Peers {
             heard: Heard::default(),
             nudges,
             tasks: TaskTracker::new(),
+            beat: Instant::now(),
         };
         (
             Peers {
@@ -146,6 +151,12 @@ impl Peers {
         GroupNetwork::new(self.clone(), group, replica)
     }
 
+    /// A replica of this network, at rest. Not generic, so that Raft over it is compiled with this crate,
+    /// and not once more with each program that opens replicas.
+    pub fn open_replica(options: ReplicaOptions<GroupNetwork>) -> Result<Arc<Replica>, OpenError> {
+        Replica::open_at_rest(options)
+    }
+
     /// Connects to exactly these peers, at these addresses; safe to call with the same again.
     pub fn set_addresses(&self, wanted: &BTreeMap<BrokerId, String>) {
         let mut links = self.lock();
@@ -171,6 +182,7 @@ impl Peers {
                 let ends = dial::Ends {
                     from: self.broker_id(),
                     incarnation: self.incarnation(),
+                    beat: self.inner.beat,
                     to: *broker,
                 };
                 let timing = self.inner.options.timing;

@@ -3,8 +3,6 @@
 //! Invariant: others find a replica only while it runs, and its log is deleted only after it
 //! stopped. A group gets first voters only where the log is empty and all were assigned together.
 
-use std::sync::Arc;
-
 use chronik_storage::{PartitionLog, Storage, StorageError};
 use chronik_types::id::RaftGroupId;
 use tokio::sync::watch;
@@ -13,7 +11,8 @@ use tracing::{info, warn};
 use super::ReconcileOptions;
 use super::assignment::Wanted;
 use crate::leadership::GroupEvent;
-use crate::replica::{OpenError, PartitionState, Replica, ReplicaOptions};
+use crate::peers::Peers;
+use crate::replica::{OpenError, PartitionState, ReplicaOptions};
 
 /// Stops the replica, if it runs.
 pub(super) async fn close_one(options: &ReconcileOptions, group: RaftGroupId) {
@@ -72,7 +71,7 @@ pub(super) async fn open_one(
     let log = log?;
     let state = watch::Sender::new(wanted.state.clone());
     let is_new = log.last_entry_id().is_none();
-    let replica: Arc<Replica> = Replica::open_at_rest(ReplicaOptions {
+    let replica = Peers::open_replica(ReplicaOptions {
         replica_id: wanted.replica_id,
         log,
         network: options.peers.network(group, wanted.replica_id),

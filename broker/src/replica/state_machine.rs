@@ -200,7 +200,7 @@ impl ReplicaState {
 
     fn entry_applied(&self, log_id: &LogId, high_watermark: Offset) {
         self.watermark.advance(high_watermark);
-        self.traces.forget_before(log_id.index);
+        self.traces.forget_applied(log_id.index);
         let term = codec::term(log_id);
         if self.applied_term.swap(term, Ordering::SeqCst) != term {
             self.update_leadership(|_| {});

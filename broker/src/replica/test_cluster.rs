@@ -495,13 +495,18 @@ impl Cluster {
         wait_for("the leader refuses for good", refusal).await
     }
 
-    /// Produces with acks=all; the base offset.
+    /// Produces with acks=all, as a client does: where the replica no longer leads, which on a busy
+    /// machine may be at any time, nothing was appended, and it leads again first. The base offset.
     pub async fn ack(&self, n: usize, records: Vec<u8>) -> i64 {
-        self.produce(n, records, Acks::All, LIMIT)
-            .await
-            .unwrap()
-            .base_offset
-            .0
+        let appended = async || {
+            let answer = self.produce(n, records.clone(), Acks::All, LIMIT).await;
+            if let Err(AppendError::NotLeader { .. }) = answer {
+                self.elect(n).await;
+                return None;
+            }
+            Some(answer.unwrap().base_offset.0)
+        };
+        wait_for("the leader takes the records", appended).await
     }
 
     /// All committed batches of a replica.

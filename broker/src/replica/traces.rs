@@ -1,6 +1,7 @@
 //! Traces of entries in flight.
 //!
-//! Invariant: bounded, and empty unless requests are sampled; then nothing is locked or allocated.
+//! Invariant: bounded, in the order of the log, and empty as long as no request is sampled; then nothing is
+//! locked or allocated.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -42,19 +43,23 @@ impl Traces {
         if self.count.load(Ordering::Relaxed) == 0 {
             return None;
         }
-        self.lock()
-            .iter()
-            .find(|(i, _)| *i == index)
-            .map(|(_, trace)| trace.clone())
+        let by_index = self.lock();
+        let place = by_index.binary_search_by_key(&index, |(i, _)| *i).ok()?;
+        by_index.get(place).map(|(_, trace)| trace.clone())
     }
 
-    /// Forgets what lies far enough below the last applied entry.
-    pub fn forget_before(&self, applied: u64) {
+    /// Forgets what lies `APPLIED_KEPT` entries and more below the last one that is applied.
+    pub fn forget_applied(&self, applied: u64) {
         if self.count.load(Ordering::Relaxed) == 0 {
             return;
         }
         let mut by_index = self.lock();
-        by_index.retain(|(i, _)| i.saturating_add(APPLIED_KEPT) > applied);
+        while by_index
+            .front()
+            .is_some_and(|(first, _)| first.saturating_add(APPLIED_KEPT) <= applied)
+        {
+            by_index.pop_front();
+        }
         self.count.store(by_index.len(), Ordering::Relaxed);
     }
 }
@@ -72,11 +77,14 @@ mod tests {
             traces.insert(index, trace.clone());
         }
         assert!(traces.get(44).is_none() && traces.get(45).is_some());
-        traces.forget_before(200);
+        // A new leader's entries take the place of those that it cut off.
+        traces.insert(290, trace.clone());
+        assert!(traces.get(290).is_some() && traces.get(291).is_none());
+        traces.forget_applied(200);
         assert!(traces.get(136).is_none() && traces.get(137).is_some());
         assert!(traces.get(200).is_some());
-        traces.forget_before(400);
-        assert!(traces.get(300).is_none());
+        traces.forget_applied(400);
+        assert!(traces.get(290).is_none());
         assert_eq!(traces.count.load(Ordering::Relaxed), 0);
     }
 }

@@ -171,7 +171,7 @@ impl Opener {
         let replica_id = replica_id(self.broker_id);
         let log = self.storage.open_log(group.id).unwrap();
         let is_new = log.last_entry_id().is_none();
-        let replica = Replica::open_at_rest(ReplicaOptions {
+        let replica = Peers::open_replica(ReplicaOptions {
             replica_id,
             log,
             network: self.peers.network(group.id, replica_id),

@@ -1,0 +1,142 @@
+//! A replica without its Raft: when it may rest, and what is said and written from its log meanwhile.
+//!
+//! Invariant: it is what Raft would say and write if it were started from this log.
+
+use std::collections::BTreeSet;
+
+use chronik_storage::{LogEntry, Payload};
+use chronik_types::id::ReplicaId;
+use openraft::ServerState;
+use openraft::async_runtime::WatchReceiver;
+use openraft::raft::{AppendEntriesRequest, StreamAppendResult, VoteRequest, VoteResponse};
+use openraft::vote::RaftLeaderId;
+
+use super::{Engine, Seat, epoch};
+use crate::replica::log_store::durably;
+use crate::replica::raft_config::{LeaderId, Membership, Raft, TypeConfig, Vote};
+use crate::replica::{Leadership, OpenError, codec};
+
+impl Engine {
+    /// Writes the group's first membership into an empty log, as Raft does when it is initialized, but
+    /// without the election that it would start. False: an instance is open, which must do it.
+    pub async fn found(&self, voters: BTreeSet<ReplicaId>) -> Result<bool, OpenError> {
+        let _turn = self.turn.lock().await;
+        if !matches!(self.lock().seat, Seat::Empty) {
+            return Ok(false);
+        }
+        if self.log.last_entry_id().is_some() {
+            return Ok(true);
+        }
+        if !voters.contains(&self.replica_id) {
+            let why = "the replica is not among the voters";
+            return Err(OpenError::Initialize(why.to_owned()));
+        }
+        let membership = Membership::new_with_defaults(vec![voters], []);
+        let first = LogEntry {
+            index: 0,
+            term: 0,
+            payload: Payload::Membership(codec::encode_membership(&membership)),
+        };
+        durably(|on_durable| self.log.append(vec![first], on_durable))
+            .await
+            .map_err(|error| OpenError::Initialize(error.to_string()))?;
+        Ok(true)
+    }
+
+    /// The vote that the replica holds, as its Raft would start with it.
+    pub fn vote(&self) -> Vote {
+        let inner = self.lock();
+        match &inner.seat {
+            Seat::Open(running) => running.raft.server_metrics().borrow_watched().vote,
+            _ => self.vote_at_rest(),
+        }
+    }
+
+    /// Answers a leader's message that asks nothing of a replica at rest, as its Raft would: it holds
+    /// the leader's very vote, has what comes before, and knows all of it to be committed. None: it
+    /// must be opened for this.
+    pub fn answer_at_rest(
+        &self,
+        request: &AppendEntriesRequest<TypeConfig>,
+    ) -> Option<StreamAppendResult<TypeConfig>> {
+        // Held until all is compared, so that nothing is opened meanwhile.
+        let inner = self.lock();
+        let at_rest = matches!(inner.seat, Seat::Empty) && request.entries.is_empty();
+        if !at_rest || !request.vote.committed || request.vote != self.vote_at_rest() {
+            return None;
+        }
+        if let Some(prev) = &request.prev_log_id {
+            let term = self.log.term_at(prev.index).ok().flatten()?;
+            if term != codec::term(prev) || self.log.durable_index() < Some(prev.index) {
+                return None;
+            }
+        }
+        let commit = request.leader_commit.map(|log_id| log_id.index);
+        (commit <= self.log.committed()).then_some(Ok(request.prev_log_id))
+    }
+
+    /// Answers a pre-vote from the log alone, as Raft does where there is no leader (dissertation, section
+    /// 9.6): nothing is promised by it, so nothing has to be opened or written.
+    pub fn answer_pre_vote(&self, request: &VoteRequest<TypeConfig>) -> VoteResponse<TypeConfig> {
+        let vote = self.vote();
+        let last = self.log.last_entry_id();
+        let last_log_id = last.map(|(index, term)| codec::log_id(term, index));
+        let granted = request.vote >= vote && request.last_log_id >= last_log_id;
+        VoteResponse::new(vote, last_log_id, granted)
+    }
+
+    /// It follows a leader, and all that it has is durable, committed and applied; and everybody
+    /// here knows so.
+    pub(super) fn is_settled(&self, raft: &Raft) -> bool {
+        let published = *self.state.leadership.borrow();
+        {
+            let metrics = raft.server_metrics();
+            let metrics = metrics.borrow_watched();
+            let follows = matches!(metrics.state, ServerState::Follower | ServerState::Learner);
+            let leader = metrics
+                .current_leader
+                .filter(|leader| *leader != metrics.id);
+            if !follows
+                || leader.is_none()
+                || published.leader != leader
+                || u64::try_from(published.leader_epoch.0) != Ok(metrics.vote.leader_id.term)
+            {
+                return false;
+            }
+            if Some(metrics.vote) != self.stored_vote() {
+                return false;
+            }
+        }
+        let last = self.log.last_entry_id();
+        let index = last.map(|(index, _)| index);
+        last == self.state.applied_id()
+            && index == self.log.durable_index()
+            && index == self.log.committed()
+    }
+
+    pub(super) fn leadership_at_rest(&self) -> Leadership {
+        let vote = self.vote_at_rest();
+        Leadership {
+            leader: vote.committed.then_some(vote.leader_id.voted_for),
+            leader_epoch: epoch(vote.leader_id.term),
+            is_leader: false,
+            ready: false,
+        }
+    }
+
+    /// As Raft starts with it: a leader that was stopped does not lead on.
+    fn vote_at_rest(&self) -> Vote {
+        let mut vote = self.stored_vote().unwrap_or(Vote {
+            leader_id: LeaderId::new(0, self.replica_id),
+            committed: false,
+        });
+        vote.committed &= vote.leader_id.voted_for != self.replica_id;
+        vote
+    }
+
+    fn stored_vote(&self) -> Option<Vote> {
+        let bytes = self.log.vote()?;
+        // What this process wrote, or checked when it first opened the log.
+        codec::decode_vote(&bytes).ok()
+    }
+}
