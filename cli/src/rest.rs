@@ -17,13 +17,21 @@ pub struct RestClient {
     urls: Vec<String>,
 }
 
+/// Why a controller did not take a request.
+#[derive(Debug)]
+pub struct Attempt {
+    url: String,
+    cause: String,
+    answered: bool,
+}
+
 /// Why a request was not done, or not known to be done.
 #[derive(Debug)]
 pub enum RestError {
     /// A controller answered with a problem (RFC 9457), or with something that is none.
     Refused { status: StatusCode, reason: String },
     /// Nobody took the request: nothing was done.
-    NobodyAnswered { attempts: Vec<(String, String)> },
+    NobodyTookIt { attempts: Vec<Attempt> },
     /// The request was sent and no answer came.
     OutcomeUnknown { url: String, cause: String },
 }
@@ -34,14 +42,16 @@ impl fmt::Display for RestError {
             Self::Refused { status, reason } => {
                 write!(f, "{reason} ({}){}", status.as_u16(), advice(*status))
             }
-            Self::NobodyAnswered { attempts } => {
-                f.write_str("no controller could be asked:")?;
-                for (url, cause) in attempts {
+            Self::NobodyTookIt { attempts } => {
+                f.write_str("no controller took the request:")?;
+                for Attempt { url, cause, .. } in attempts {
                     write!(f, " {url}: {cause};")?;
                 }
-                f.write_str(
-                    " is the cluster up? give its address by --rest-url or CHRONIK_REST_URL",
-                )
+                f.write_str(if attempts.iter().any(|attempt| attempt.answered) {
+                    " try again later"
+                } else {
+                    " is the cluster up? give its address by --rest-url or CHRONIK_REST_URL"
+                })
             }
             Self::OutcomeUnknown { url, cause } => write!(
                 f,
@@ -95,9 +105,7 @@ impl RestClient {
         if status.is_success() {
             return Ok(answer);
         }
-        let bytes = answer.bytes().await.unwrap_or_default();
-        let reason = reason(status, &bytes);
-        Err(RestError::Refused { status, reason })
+        Err(refused(status, &answer.bytes().await.unwrap_or_default()))
     }
 
     /// Sends a request to the first controller that takes it. `Null` where the answer is empty.
@@ -114,8 +122,8 @@ impl RestClient {
         read_answer(status, &bytes)
     }
 
-    /// Asks one controller after the other until one answers more than that it knows no leader; its
-    /// URL, and the answer without its body.
+    /// Asks one controller after the other until one takes the request; its URL, and the answer without
+    /// its body.
     async fn first_answer(
         &self,
         method: Method,
@@ -123,6 +131,14 @@ impl RestClient {
         body: Option<&Value>,
     ) -> Result<(&str, Response), RestError> {
         let mut attempts = Vec::new();
+        let mut add = |url: &str, cause, answered| {
+            let url = url.to_owned();
+            attempts.push(Attempt {
+                url,
+                cause,
+                answered,
+            });
+        };
         for base in &self.urls {
             let url = format!("{base}{path}");
             let mut request = self.http.request(method.clone(), &url);
@@ -132,7 +148,7 @@ impl RestClient {
             let answer = match request.send().await {
                 Ok(answer) => answer,
                 Err(error) if nothing_was_sent(&error) || method == Method::GET => {
-                    attempts.push((base.clone(), root_cause(&error)));
+                    add(base, root_cause(&error), false);
                     continue;
                 }
                 Err(error) => return Err(outcome_unknown(base, &error)),
@@ -141,11 +157,11 @@ impl RestClient {
             if status != StatusCode::SERVICE_UNAVAILABLE {
                 return Ok((base, answer));
             }
-            // Not decided, for want of a leader: another controller may know one.
+            // Not decided, for want of a leader or because it is busy: another may know one, or be free.
             let bytes = answer.bytes().await.unwrap_or_default();
-            attempts.push((base.clone(), reason(status, &bytes)));
+            add(base, reason(status, &bytes), true);
         }
-        Err(RestError::NobodyAnswered { attempts })
+        Err(RestError::NobodyTookIt { attempts })
     }
 }
 
@@ -158,10 +174,7 @@ fn outcome_unknown(base: &str, error: &reqwest::Error) -> RestError {
 
 fn read_answer(status: StatusCode, bytes: &[u8]) -> Result<Value, RestError> {
     if !status.is_success() {
-        return Err(RestError::Refused {
-            status,
-            reason: reason(status, bytes),
-        });
+        return Err(refused(status, bytes));
     }
     if bytes.is_empty() {
         return Ok(Value::Null);
@@ -170,6 +183,11 @@ fn read_answer(status: StatusCode, bytes: &[u8]) -> Result<Value, RestError> {
         status,
         reason: format!("the answer is not JSON ({error}); is this a Chronik controller?"),
     })
+}
+
+fn refused(status: StatusCode, bytes: &[u8]) -> RestError {
+    let reason = reason(status, bytes);
+    RestError::Refused { status, reason }
 }
 
 fn reason(status: StatusCode, bytes: &[u8]) -> String {

@@ -9,7 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use uuid::Uuid;
 
 use crate::config::Config;
@@ -110,14 +110,11 @@ pub async fn restore(config: &Config, from: &Path) -> anyhow::Result<Restored> {
         );
     }
     let result = restore_into(config, from).await;
-    if let Err(error) = result {
+    result.map_err(|error| match remove_unfinished(folder) {
+        Ok(()) => error,
         // The backup's copy, and what there is of a database.
-        return Err(match remove_unfinished(folder) {
-            Ok(()) => error,
-            Err(left) => error.context(format!("besides, files are left behind: {left:#}")),
-        });
-    }
-    result
+        Err(left) => anyhow!("{error:#}; and files are left behind: {left:#}"),
+    })
 }
 
 async fn restore_into(config: &Config, from: &Path) -> anyhow::Result<Restored> {

@@ -48,8 +48,8 @@ pub struct RaftSettings {
 impl Default for RaftSettings {
     fn default() -> Self {
         Self {
-            heartbeat_interval_ms: 400,
-            election_timeout_min_ms: 900,
+            heartbeat_interval_ms: 500,
+            election_timeout_min_ms: 1000,
             election_timeout_max_ms: 1500,
             snapshot_log_entries: 5000,
             snapshot_log_bytes: 64 * 1024 * 1024,
@@ -127,7 +127,7 @@ impl Default for Config {
             controllers: Vec::new(),
             cluster_id: String::new(),
             session_timeout_ms: 3000,
-            session_heartbeat_interval_ms: 500,
+            session_heartbeat_interval_ms: 1000,
             leader_balance_delay_ms: 3000,
             leader_wait_ms: 4000,
             write_timeout_ms: 5000,

@@ -38,6 +38,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use chronik_telemetry::http::Health;
+use futures::future::BoxFuture;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -91,8 +92,16 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
     start_on(config, listeners).await
 }
 
-/// Starts a controller on bound sockets.
-pub async fn start_on(mut config: Config, listeners: Listeners) -> anyhow::Result<Running> {
+/// Starts a controller on bound sockets. Boxed, so that all of it is compiled with this crate, not with
+/// its callers.
+pub fn start_on(
+    config: Config,
+    listeners: Listeners,
+) -> BoxFuture<'static, anyhow::Result<Running>> {
+    Box::pin(start_parts(config, listeners))
+}
+
+async fn start_parts(mut config: Config, listeners: Listeners) -> anyhow::Result<Running> {
     config.rpc_listen = listeners.rpc.local_addr()?;
     config.rest_listen = listeners.rest.local_addr()?;
     config.validate().map_err(|why| anyhow!(why))?;

@@ -2,34 +2,47 @@
 //!
 //! Invariant: a file of the wanted name is a whole backup, synced; one that was there stays as it is.
 
-use std::fs::{self, File};
-use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::fs::{File, Permissions};
+use std::io::{ErrorKind, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use serde_json::json;
 
 use super::{cell, client, show};
 use crate::arguments::Access;
 
 pub async fn run(access: &Access, to: &Path) -> anyhow::Result<()> {
-    refuse_to_overwrite(to)?;
-    let partial = partial_name(to)?;
-    let mut file = File::options()
-        .write(true)
-        .create_new(true)
-        .open(&partial)
-        .with_context(|| format!("cannot create {}", partial.display()))?;
-    let downloaded = download(access, &mut file).await;
-    let placed = match downloaded {
-        Ok(label) => place(&file, &partial, to).map(|()| label),
-        Err(error) => Err(error),
+    let Some(name) = to.file_name() else {
+        bail!("{} is not the name of a file", to.display());
     };
-    if placed.is_err() {
-        // What went wrong is told already; a leftover is named after what it is.
-        let _ = fs::remove_file(&partial);
+    if to.symlink_metadata().is_ok() {
+        bail!(exists(to));
     }
-    let label = placed?;
+    let folder = match to.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    // Removed with the value, unless it gets its name. Who may read it is the umask's business, as for
+    // any file: the controller that restores it may run as another user.
+    let mut partial = tempfile::Builder::new()
+        .prefix(name)
+        .suffix(".partial")
+        .permissions(Permissions::from_mode(0o666))
+        .tempfile_in(folder)
+        .with_context(|| format!("cannot create a file in {}", folder.display()))?;
+    let label = download(access, partial.as_file_mut()).await?;
+    let synced = partial.as_file().sync_all();
+    synced.context("cannot sync the backup")?;
+    partial
+        .persist_noclobber(to)
+        .map_err(|failed| match failed.error.kind() {
+            ErrorKind::AlreadyExists => anyhow!(exists(to)),
+            _ => anyhow!(failed.error).context(format!("cannot write {}", to.display())),
+        })?;
+    let synced = File::open(folder).and_then(|folder| folder.sync_all());
+    synced.with_context(|| format!("cannot sync {}", folder.display()))?;
     let answer = json!({
         "file": to.display().to_string(),
         "revision": label.revision,
@@ -86,37 +99,6 @@ async fn download(access: &Access, file: &mut File) -> anyhow::Result<Label> {
     })
 }
 
-fn place(file: &File, partial: &Path, to: &Path) -> anyhow::Result<()> {
-    file.sync_all().context("cannot sync the backup")?;
-    // A link never takes the place of a file that has come meanwhile.
-    if fs::hard_link(partial, to).is_ok() {
-        // The backup is there under its name; a leftover is named after what it is.
-        let _ = fs::remove_file(partial);
-    } else {
-        // A file that is there, or a file system without links, where a look before has to do.
-        refuse_to_overwrite(to)?;
-        fs::rename(partial, to).with_context(|| format!("cannot write {}", to.display()))?;
-    }
-    let folder = match to.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    let synced = File::open(folder).and_then(|folder| folder.sync_all());
-    synced.with_context(|| format!("cannot sync {}", folder.display()))
-}
-
-fn refuse_to_overwrite(to: &Path) -> anyhow::Result<()> {
-    if to.symlink_metadata().is_ok() {
-        bail!("{} exists already; choose another name", to.display());
-    }
-    Ok(())
-}
-
-fn partial_name(to: &Path) -> anyhow::Result<PathBuf> {
-    let Some(name) = to.file_name() else {
-        bail!("{} is not the name of a file", to.display());
-    };
-    let mut name = name.to_owned();
-    name.push(".partial");
-    Ok(to.with_file_name(name))
+fn exists(to: &Path) -> String {
+    format!("{} exists already; choose another name", to.display())
 }

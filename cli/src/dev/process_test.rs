@@ -5,6 +5,14 @@ use std::os::unix::fs::PermissionsExt as _;
 use super::*;
 
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Between two looks.
+const LOOK_INTERVAL: Duration = Duration::from_millis(5);
+
+/// What the future gives. Fails at the deadline and says what did not come.
+async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+    let outcome = tokio::time::timeout(PATIENCE, future).await;
+    outcome.unwrap_or_else(|_| panic!("not within {PATIENCE:?}: {what}"))
+}
 
 /// A script that gets `--config <path>` like a service; `$2` is the path of its config.
 fn script(folder: &Path, name: &str, role: Role, body: &str) -> ProcessSpec {
@@ -24,10 +32,11 @@ fn script(folder: &Path, name: &str, role: Role, body: &str) -> ProcessSpec {
 async fn until_logged(spec: &ProcessSpec, line: &str) {
     let logged = async {
         while !last_lines(&spec.log, 10).iter().any(|l| l == line) {
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            tokio::time::sleep(LOOK_INTERVAL).await;
         }
     };
-    tokio::time::timeout(PATIENCE, logged).await.unwrap();
+    let what = format!("{} to log {line:?}", spec.name);
+    within(&what, logged).await;
 }
 
 #[tokio::test]
@@ -41,9 +50,7 @@ async fn an_exit_is_reported_with_code_and_log() {
         "echo \"got $2\"; echo oops >&2; exit 64",
     );
     processes.start(spec.clone()).unwrap();
-    let (ended, status) = tokio::time::timeout(PATIENCE, processes.next_exit())
-        .await
-        .unwrap();
+    let (ended, status) = within("an exit", processes.next_exit()).await;
     assert_eq!(
         (ended.name.as_str(), describe_exit(status).as_str()),
         ("broker-1", "exit code 64")
@@ -69,9 +76,7 @@ async fn only_the_role_that_is_stopped_ends() {
     assert!(last_lines(&gateway.log, 1) == ["stopped"]);
     assert!(last_lines(&broker.log, 1) == ["ready"]);
     assert!(processes.any_running());
-    tokio::time::timeout(PATIENCE, processes.kill_all())
-        .await
-        .unwrap();
+    within("the end of all", processes.kill_all()).await;
     assert!(!processes.any_running());
 }
 
@@ -83,8 +88,9 @@ async fn one_that_does_not_stop_is_killed_at_the_deadline() {
     let spec = script(folder.path(), "controller-1", Role::Controller, body);
     processes.start(spec.clone()).unwrap();
     until_logged(&spec, "ready").await;
-    let killed = tokio::time::timeout(PATIENCE, processes.stop_role(Role::Controller)).await;
-    assert_eq!(killed.unwrap(), ["controller-1"]);
+    let stopped = processes.stop_role(Role::Controller);
+    let killed = within("the end of the controllers", stopped).await;
+    assert_eq!(killed, ["controller-1"]);
     assert!(!processes.any_running());
 }
 

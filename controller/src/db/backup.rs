@@ -8,14 +8,13 @@ use std::path::Path;
 
 use crc_fast::{CrcAlgorithm, Digest};
 use futures::TryStreamExt;
-use sqlx::migrate::MigrateError;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, SqliteConnection};
 use uuid::Uuid;
 
 use super::raft_tables::{self, LogPosition, VoteRow};
 use super::state_tables::{self, AppliedRow};
-use super::{DbError, execute, identity, migrate};
+use super::{DbError, MIGRATIONS, execute, identity, migrate};
 use crate::founding::Identity;
 use crate::state::StateDump;
 
@@ -56,9 +55,10 @@ pub async fn write(file: &Path, dump: &StateDump, label: &BackupLabel) -> Result
         membership: "null".to_owned(),
     };
     state_tables::replace(&mut connection, dump, &applied).await?;
-    let checksum = checksum_of(&mut connection).await?;
+    let backup_id = label.backup_id.to_string();
+    let checksum = checksum_of(&mut connection, &backup_id, label.created_at_ms).await?;
     sqlx::query("INSERT INTO backup (id, backup_id, created_at_ms, checksum) VALUES (1, ?, ?, ?)")
-        .bind(label.backup_id.to_string())
+        .bind(backup_id)
         .bind(label.created_at_ms)
         .bind(checksum)
         .execute(&mut connection)
@@ -78,18 +78,20 @@ pub async fn read(copy: &Path) -> Result<(StateDump, BackupLabel), BackupError> 
     if verdict != "ok" {
         return Err(BackupError::Damaged(verdict));
     }
+    // Before anything that a newer version may have changed.
+    if is_newer(&mut connection).await.map_err(damaged)? {
+        return Err(BackupError::Newer);
+    }
     let label = load_label(&mut connection).await.map_err(damaged)?;
-    if let Some((_, _, checksum)) = label
-        && checksum_of(&mut connection).await.map_err(damaged)? != checksum
-    {
-        return Err(BackupError::Damaged("its checksum is wrong".to_owned()));
+    if let Some((backup_id, created_at_ms, checksum)) = &label {
+        let found = checksum_of(&mut connection, backup_id, *created_at_ms).await;
+        if found.map_err(damaged)? != *checksum {
+            return Err(BackupError::Damaged("its checksum is wrong".to_owned()));
+        }
     }
     migrate(&mut connection)
         .await
-        .map_err(|error| match error {
-            MigrateError::VersionMissing(_) => BackupError::Newer,
-            other => BackupError::Damaged(other.to_string()),
-        })?;
+        .map_err(|error| BackupError::Damaged(error.to_string()))?;
     let (_, dump) = state_tables::load(&mut connection).await?;
     let Some((backup_id, created_at_ms, _)) = label else {
         return Err(BackupError::NoBackup(match dump {
@@ -122,17 +124,34 @@ pub async fn write_restored(
     close(connection).await
 }
 
+/// Whether the file has seen a migration that is not known here.
+async fn is_newer(connection: &mut SqliteConnection) -> Result<bool, sqlx::Error> {
+    if !has_table(connection, "_sqlx_migrations").await? {
+        return Ok(false);
+    }
+    let versions: Vec<i64> = sqlx::query_scalar("SELECT version FROM _sqlx_migrations")
+        .fetch_all(connection)
+        .await?;
+    Ok(versions
+        .iter()
+        .any(|version| !MIGRATIONS.version_exists(*version)))
+}
+
+async fn has_table(connection: &mut SqliteConnection, name: &str) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar(
+        "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = ?)",
+    )
+    .bind(name)
+    .fetch_one(connection)
+    .await
+}
+
 /// The backup's id, when it was made, and its checksum; none where nothing says that it is a backup.
 async fn load_label(
     connection: &mut SqliteConnection,
 ) -> Result<Option<(String, i64, i64)>, sqlx::Error> {
     // Databases of an older schema, or of somebody else, have no such table.
-    let has_table: bool = sqlx::query_scalar(
-        "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'backup')",
-    )
-    .fetch_one(&mut *connection)
-    .await?;
-    if !has_table {
+    if !has_table(connection, "backup").await? {
         return Ok(None);
     }
     sqlx::query_as("SELECT backup_id, created_at_ms, checksum FROM backup")
@@ -140,17 +159,29 @@ async fn load_label(
         .await
 }
 
-/// Every row of the state as one number, whatever tables and columns the file has: a backup keeps its
-/// checksum when later schemas get more of them. Rows come in the order of their keys, which needs no
-/// sorting.
-async fn checksum_of(connection: &mut SqliteConnection) -> Result<i64, sqlx::Error> {
+/// The label and every row of the state as one number, whatever tables and columns the file has: a backup keeps
+/// its checksum when later schemas get more of them. Rows come in the order of their keys, which needs no sorting.
+/// How the number is made must never change.
+async fn checksum_of(
+    connection: &mut SqliteConnection,
+    backup_id: &str,
+    created_at_ms: i64,
+) -> Result<i64, sqlx::Error> {
+    let mut digest = Digest::new(CrcAlgorithm::Crc64Nvme);
+    let mut add = |text: &str| {
+        digest.update(text.as_bytes());
+        digest.update(b"\n");
+    };
+    add(backup_id);
+    add(&created_at_ms.to_string());
     // One query for each table. Names are quoted, as the file may be anybody's.
-    let queries: Vec<String> = sqlx::query_scalar(
-        r#"SELECT format('SELECT %s FROM "%w" ORDER BY %s',
-                group_concat(format('quote("%w")', c.name), ' || '','' || ' ORDER BY c.cid),
-                t.name,
-                coalesce(group_concat(format('"%w"', c.name), ', ' ORDER BY c.pk)
-                             FILTER (WHERE c.pk > 0), '1'))
+    let tables: Vec<(String, String, String)> = sqlx::query_as(
+        r#"SELECT t.name, group_concat(c.name, ',' ORDER BY c.cid),
+                format('SELECT %s FROM "%w" ORDER BY %s',
+                    group_concat(format('quote("%w")', c.name), ' || '','' || ' ORDER BY c.cid),
+                    t.name,
+                    coalesce(group_concat(format('"%w"', c.name), ', ' ORDER BY c.pk)
+                                 FILTER (WHERE c.pk > 0), '1'))
            FROM sqlite_schema AS t JOIN pragma_table_info(t.name) AS c
            WHERE t.type = 'table' AND t.name NOT IN ('backup', '_sqlx_migrations')
                  AND t.name NOT GLOB 'sqlite_*'
@@ -158,15 +189,13 @@ async fn checksum_of(connection: &mut SqliteConnection) -> Result<i64, sqlx::Err
     )
     .fetch_all(&mut *connection)
     .await?;
-    let mut digest = Digest::new(CrcAlgorithm::Crc64Nvme);
-    for query in queries {
-        // Holds the names of the table and its columns.
-        digest.update(query.as_bytes());
+    for (table, columns, query) in tables {
+        add(&table);
+        add(&columns);
         let mut rows =
             sqlx::query_scalar::<_, String>(AssertSqlSafe(query)).fetch(&mut *connection);
         while let Some(row) = rows.try_next().await? {
-            digest.update(row.as_bytes());
-            digest.update(b"\n");
+            add(&row);
         }
     }
     Ok(digest.finalize().cast_signed())

@@ -68,7 +68,9 @@ async fn a_backup_of_an_older_schema_can_be_read() {
         "DELETE FROM _sqlx_migrations WHERE version = 7",
     ];
     let (file, mut connection) = changed_backup(&folder, &older).await;
-    let checksum = checksum_of(&mut connection).await.unwrap();
+    let (backup_id, created_at_ms, _) = load_label(&mut connection).await.unwrap().unwrap();
+    let checksum = checksum_of(&mut connection, &backup_id, created_at_ms);
+    let checksum = checksum.await.unwrap();
     sqlx::query("UPDATE backup SET checksum = ?")
         .bind(checksum)
         .execute(&mut connection)
@@ -85,6 +87,8 @@ async fn a_backup_is_what_was_written_and_nothing_else() {
         "UPDATE brokers SET rack = NULL",
         "DELETE FROM partitions WHERE partition_index = 2",
         "INSERT INTO controllers VALUES (1, 'a', 'b')",
+        "UPDATE backup SET backup_id = '00000000-0000-0000-0000-000000000009'",
+        "UPDATE backup SET created_at_ms = 6",
     ] {
         let why = refusal(&[change]).await;
         assert!(why.contains("its checksum is wrong"), "{change}: {why}");
@@ -96,6 +100,9 @@ async fn a_backup_is_what_was_written_and_nothing_else() {
     let later =
         "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
                  VALUES (999, 'later', TRUE, x'00', 0)";
-    let why = refusal(&[later]).await;
-    assert!(why.contains("a newer version of Chronik"), "{why}");
+    let other_label = "ALTER TABLE backup RENAME COLUMN checksum TO digest";
+    for newer in [&[later][..], &[later, other_label]] {
+        let why = refusal(newer).await;
+        assert!(why.contains("a newer version of Chronik"), "{why}");
+    }
 }

@@ -14,7 +14,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use sqlx::migrate::MigrateError;
+use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection, SqliteConnection};
 use tokio::sync::{mpsc, oneshot};
@@ -324,11 +324,11 @@ async fn run_job(
     }
 }
 
+static MIGRATIONS: Migrator = sqlx::migrate!("../migrations");
+
 async fn migrate(connection: &mut SqliteConnection) -> Result<(), MigrateError> {
     // `run_direct`, since the future of `run` is not `Send`.
-    sqlx::migrate!("../migrations")
-        .run_direct(None, connection, false)
-        .await
+    MIGRATIONS.run_direct(None, connection, false).await
 }
 
 async fn execute(connection: &mut SqliteConnection, sql: &'static str) -> Result<(), DbError> {

@@ -19,7 +19,7 @@ use super::type_config::{Entry, Proposal, RaftVote, TypeConfig};
 use crate::command::{BecomeLeader, Command, RegisterBroker, TopicPlan};
 use crate::db::{Db, LogPosition};
 use crate::image_feed::{ImageFeed, Missing};
-use crate::state::StateDump;
+use crate::state::{PendingRestore, StateDump};
 
 struct Builder;
 
@@ -214,8 +214,21 @@ async fn a_snapshot_survives_the_wire_and_replaces_everything() {
         .unwrap();
     assert_eq!(dump(&mut other).await, snapshot.snapshot);
     assert!(matches!(feed.missing_since(1), Missing::Image(_)));
-    let (_log, mut other, _feed) = reopen(&target, (log_store, other)).await;
+    let (_log, mut other, feed) = reopen(&target, (log_store, other)).await;
     assert_eq!(dump(&mut other).await, snapshot.snapshot);
+
+    let mut restored = snapshot.snapshot.clone();
+    restored.pending_restore = Some(PendingRestore {
+        backup_id: Uuid::from_u128(7),
+        backup_revision: restored.revision,
+    });
+    other
+        .install_snapshot(&received.meta, restored)
+        .await
+        .unwrap();
+    // What is only restored is shown to nobody before a leader has begun anew.
+    assert!(feed.is_held_back());
+    assert_eq!(feed.image().revision, 0);
 
     let mut newer = snapshot.snapshot;
     newer.schema_version += 1;

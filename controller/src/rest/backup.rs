@@ -1,11 +1,14 @@
 //! A backup of the metadata, as one file.
 
+use std::time::Duration;
+
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use futures::Stream;
 use tokio::io::AsyncReadExt;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
 
 use super::Api;
 use super::error::Problem;
@@ -15,7 +18,11 @@ use crate::controller::Role;
 /// The revision that a backup holds.
 const REVISION: &str = "chronik-revision";
 const BACKUP_ID: &str = "chronik-backup-id";
-const CHUNK_BYTES: usize = 256 * 1024;
+const CHUNK_BYTES: usize = 64 * 1024;
+/// Backups under way at once: each has its file on the controller's disk.
+pub(super) const BACKUPS_MAX: usize = 2;
+/// A client that takes nothing for this long is given up, for others that wait.
+const STALL_MAX: Duration = Duration::from_secs(30);
 
 /// All metadata of the cluster as a SQLite file, for `chronik-controller restore`: what this controller
 /// has applied, at one moment. The header `chronik-revision` names the revision.
@@ -33,16 +40,19 @@ pub async fn backup_cluster(State(api): State<Api>) -> Result<Response, Problem>
             "the controllers have no leader, so this one may not know the latest metadata",
         ));
     }
+    let permit = api.backups.clone().try_acquire_owned().map_err(|_| {
+        Problem::unavailable("this controller gives as many backups as it may at a time; ask again")
+    })?;
     let dump = controller.node().dump().await.map_err(Problem::internal)?;
     let dump = dump.ok_or_else(|| Problem::unavailable("this controller has no metadata yet"))?;
     // Goes on without its request when the client leaves: it removes its file.
     let folder = controller.config().data_dir.clone();
-    let writing = tokio::spawn(async move { backup::write(&folder, &dump).await });
+    let writing = tokio::spawn(async move { (backup::write(&folder, &dump).await, permit) });
     let failed = |error: &dyn std::fmt::Display| {
         tracing::error!(%error, "a backup could not be written");
         Problem::internal(error.to_string())
     };
-    let written = writing.await.map_err(|error| failed(&error))?;
+    let (written, permit) = writing.await.map_err(|error| failed(&error))?;
     let outgoing = written.map_err(|error| failed(&error))?;
     let (revision, backup_id) = (outgoing.revision, outgoing.backup_id);
     tracing::info!(revision, %backup_id, "backup of the metadata");
@@ -61,14 +71,54 @@ pub async fn backup_cluster(State(api): State<Api>) -> Result<Response, Problem>
         (BACKUP_ID, backup_id.to_string()),
     ];
     let file = tokio::fs::File::from_std(outgoing.file);
-    Ok((headers, Body::from_stream(chunks(file))).into_response())
+    let (chunks, body) = mpsc::channel(1);
+    tokio::spawn(send(file, chunks, STALL_MAX, permit));
+    Ok((headers, Body::from_stream(ReceiverStream::new(body))).into_response())
 }
 
-fn chunks(file: tokio::fs::File) -> impl Stream<Item = std::io::Result<Bytes>> {
-    futures::stream::try_unfold(file, |mut file| async move {
+/// Sends the file to its client. What ends early is shorter than it says, which breaks the connection off.
+async fn send(
+    mut file: tokio::fs::File,
+    chunks: mpsc::Sender<std::io::Result<Bytes>>,
+    stall_max: Duration,
+    _permit: OwnedSemaphorePermit,
+) {
+    loop {
         let mut chunk = vec![0; CHUNK_BYTES];
-        let length = file.read(&mut chunk).await?;
-        chunk.truncate(length);
-        Ok((length > 0).then(|| (Bytes::from(chunk), file)))
-    })
+        let read = file.read(&mut chunk).await.map(|length| {
+            chunk.truncate(length);
+            Bytes::from(chunk)
+        });
+        if read.as_ref().is_ok_and(Bytes::is_empty) {
+            return;
+        }
+        let failed = read.is_err();
+        if chunks.send_timeout(read, stall_max).await.is_err() || failed {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Seek, Write};
+    use std::sync::Arc;
+
+    use tokio::sync::Semaphore;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_client_that_takes_nothing_is_given_up() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&vec![7; 3 * CHUNK_BYTES]).unwrap();
+        file.rewind().unwrap();
+        let backups = Arc::new(Semaphore::new(1));
+        let permit = backups.clone().try_acquire_owned().unwrap();
+        let (chunks, mut body) = mpsc::channel(1);
+        send(file.into(), chunks, Duration::from_millis(10), permit).await;
+        assert_eq!(backups.available_permits(), 1);
+        assert_eq!(body.recv().await.unwrap().unwrap().len(), CHUNK_BYTES);
+        assert!(body.recv().await.is_none());
+    }
 }

@@ -26,6 +26,7 @@ use axum::response::Response;
 use axum::routing::get;
 use chronik_telemetry::http::Health;
 use prometheus_client::registry::Registry;
+use tokio::sync::Semaphore;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -42,6 +43,8 @@ const BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
 pub struct Api {
     controller: Controller,
     admin: AdminRpc,
+    /// Backups that may be under way.
+    backups: Arc<Semaphore>,
 }
 
 #[derive(OpenApi)]
@@ -93,7 +96,12 @@ pub fn api(controller: Controller) -> (Router, utoipa::openapi::OpenApi) {
         .routes(routes!(placement::elect_leaders))
         .routes(routes!(placement::rebalance))
         .split_for_parts();
-    (router.with_state(Api { controller, admin }), document)
+    let state = Api {
+        controller,
+        admin,
+        backups: Arc::new(Semaphore::new(backup::BACKUPS_MAX)),
+    };
+    (router.with_state(state), document)
 }
 
 /// Everything on the REST port.

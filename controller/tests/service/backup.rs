@@ -3,9 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::common::{FakeBroker, Group, Watcher, create, new_topic, within};
+use crate::common::{FakeBroker, Group, Watcher, create, new_topic, until, within};
+use crate::disk::until_readiness_says;
+use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::http::{Request, StatusCode};
+use axum::response::Response;
 use chronik_controller::backup::{Restored, restore};
 use chronik_controller::metrics::Metrics;
 use chronik_controller::rest;
@@ -14,14 +17,23 @@ use chronik_telemetry::http::Health;
 use chronik_types::cluster_image::ClusterImage;
 use tower::ServiceExt;
 
-/// Asks a controller for a backup and saves it.
-async fn back_up(group: &Group, index: usize, name: &str) -> PathBuf {
+fn rest_of(group: &Group, index: usize) -> Router {
     let (_, registry) = Metrics::new();
-    let router = rest::router(group.controller(index).clone(), registry, Health::new());
+    rest::router(group.controller(index).clone(), registry, Health::new())
+}
+
+/// The answer to the request of a backup; its body is not read.
+async fn ask(router: &Router) -> Response {
     let request = Request::get("/v1/cluster/backup")
         .body(Body::empty())
         .unwrap();
-    let response = within("a backup", router.oneshot(request)).await.unwrap();
+    let answer = within("a backup", router.clone().oneshot(request)).await;
+    answer.unwrap()
+}
+
+/// Asks a controller for a backup and saves it.
+async fn back_up(group: &Group, index: usize, name: &str) -> PathBuf {
+    let response = ask(&rest_of(group, index)).await;
     assert_eq!(response.status(), StatusCode::OK);
     let header = |name: &str| response.headers()[name].to_str().unwrap().to_owned();
     let (revision, length) = (header("chronik-revision"), header("content-length"));
@@ -161,6 +173,31 @@ async fn a_backup_brings_everything_back_and_watchers_go_on() {
 }
 
 #[tokio::test]
+async fn a_controller_gives_two_backups_at_a_time() {
+    let group = Group::start(1).await;
+    let router = rest_of(&group, group.leader().await);
+    // Large enough to wait for who reads it.
+    let mut under_way = vec![ask(&router).await, ask(&router).await];
+    for answer in &under_way {
+        assert_eq!(answer.status(), StatusCode::OK);
+    }
+    let third = ask(&router).await;
+    assert_eq!(third.status(), StatusCode::SERVICE_UNAVAILABLE);
+    // One client leaves; the other takes its backup.
+    drop(under_way.pop());
+    until("a place, after a client left", async || {
+        (ask(&router).await.status() == StatusCode::OK).then_some(())
+    })
+    .await;
+    let body = under_way.remove(0).into_body();
+    assert!(!to_bytes(body, 100_000_000).await.unwrap().is_empty());
+    until("a place, after a backup was taken", async || {
+        (ask(&router).await.status() == StatusCode::OK).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn only_controllers_of_the_same_backup_found_a_group() {
     let mut group = Group::start(3).await;
     let leader = group.leader().await;
@@ -180,12 +217,7 @@ async fn only_controllers_of_the_same_backup_found_a_group() {
         (0, "controller 2 from backup"),
         (1, "controller 1 from nothing"),
     ] {
-        let why = async {
-            while !crate::disk::readiness(&group, index).await.contains(other) {
-                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-            }
-        };
-        within("the reason", why).await;
+        until_readiness_says(&group, index, other).await;
     }
     for index in 0..3 {
         group.kill(index).await;
@@ -238,13 +270,5 @@ async fn what_cannot_be_restored_is_refused_and_leaves_nothing() {
     restore_at(&group, 0, &backup).await.unwrap();
     // The others run: a restored state does not come into a group that exists.
     group.restart(0).await;
-    let why = async {
-        while !crate::disk::readiness(&group, 0)
-            .await
-            .contains("belongs to a group already")
-        {
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-        }
-    };
-    within("the reason", why).await;
+    until_readiness_says(&group, 0, "belongs to a group already").await;
 }

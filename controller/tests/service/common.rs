@@ -18,13 +18,29 @@ use tonic::transport::{Channel, Endpoint};
 use uuid::Uuid;
 
 /// Longest wait for anything.
-pub const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(20);
+/// Between two looks.
+const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 
+/// What the work gives. Fails at the deadline and says what did not come.
 pub async fn within<T>(what: &str, work: impl Future<Output = T>) -> T {
     match tokio::time::timeout(LIMIT, work).await {
         Ok(value) => value,
         Err(_) => panic!("not within {LIMIT:?}: {what}"),
     }
+}
+
+/// Looks until there is something: the one place that sleeps between two looks.
+pub async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let found = async {
+        loop {
+            if let Some(found) = look().await {
+                return found;
+            }
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
+    };
+    within(what, found).await
 }
 
 /// A group of controllers, each in its own folder.
@@ -134,14 +150,9 @@ impl Group {
         self.controllers[index].as_ref().unwrap().controller()
     }
 
-    /// Waits until a controller is what `wanted` says; looks every few milliseconds.
+    /// Waits until the group is as wanted.
     pub async fn until(&self, what: &str, mut wanted: impl FnMut(&Self) -> bool) {
-        let look = async {
-            while !wanted(self) {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        within(what, look).await;
+        until(what, async || wanted(self).then_some(())).await;
     }
 
     /// Index of the leader, once all running controllers agree on it.

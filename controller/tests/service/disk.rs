@@ -1,8 +1,8 @@
 //! Founding of a group, and controllers that come back with an empty disk.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use crate::common::{Group, bind, create, new_topic, within};
+use crate::common::{Group, bind, create, new_topic, until, within};
 use chronik_controller::db::Db;
 use chronik_controller::founding::{Identity, NodeId};
 use chronik_controller::{Listeners, start_on};
@@ -108,7 +108,7 @@ async fn lost_disks_one_after_the_other_cost_nothing() {
 }
 
 /// What `/readyz` answers.
-pub async fn readiness(group: &Group, index: usize) -> String {
+async fn readiness(group: &Group, index: usize) -> String {
     let address = &group.config(index).controllers[index].rest_address;
     let mut stream = TcpStream::connect(address).await.unwrap();
     let request = b"GET /readyz HTTP/1.1\r\nhost: controller\r\nconnection: close\r\n\r\n";
@@ -118,21 +118,24 @@ pub async fn readiness(group: &Group, index: usize) -> String {
     answer
 }
 
+/// Waits until `/readyz` gives this reason.
+pub async fn until_readiness_says(group: &Group, index: usize, reason: &str) {
+    let what = format!("/readyz of controller {} to say {reason:?}", index + 1);
+    let said = async || {
+        let answer = readiness(group, index).await;
+        answer.contains(reason).then_some(())
+    };
+    until(&what, said).await;
+}
+
 #[tokio::test]
 async fn a_group_is_founded_when_all_are_there_and_says_who_is_missing() {
     let mut group = Group::unstarted(3).await;
     group.restart(0).await;
     group.restart(1).await;
     for index in [0, 1] {
-        let asked = async {
-            while !readiness(&group, index)
-                .await
-                .contains("not founded yet: no answer yet from controllers 3")
-            {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        within("the reason why it is not ready", asked).await;
+        let why = "not founded yet: no answer yet from controllers 3";
+        until_readiness_says(&group, index, why).await;
         assert_eq!(node_id(&group, index), None);
     }
     let started = Instant::now();

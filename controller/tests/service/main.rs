@@ -7,3 +7,4 @@ mod common;
 mod disk;
 mod growth;
 mod rest;
+mod sessions;
