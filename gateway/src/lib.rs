@@ -42,6 +42,7 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow};
 use chronik_telemetry::http::{Health, serve_http};
 use chronik_types::cluster_image::{Endpoint, Gateway};
+use futures::future::BoxFuture;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -60,8 +61,12 @@ use metrics::Metrics;
 use services::Services;
 
 /// Starts a gateway: binds its ports and spawns its tasks. Nothing is waited for; `/readyz` says
-/// when clients can be served.
-pub async fn start(config: Config) -> anyhow::Result<Running> {
+/// when clients can be served. Boxed, so that all of it is compiled with this crate, not with its callers.
+pub fn start(config: Config) -> BoxFuture<'static, anyhow::Result<Running>> {
+    Box::pin(start_parts(config))
+}
+
+async fn start_parts(config: Config) -> anyhow::Result<Running> {
     config.validate().map_err(|why| anyhow!(why))?;
     std::fs::create_dir_all(&config.data_dir)
         .with_context(|| format!("cannot create data-dir {}", config.data_dir.display()))?;

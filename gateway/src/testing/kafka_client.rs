@@ -68,6 +68,12 @@ impl KafkaClient {
         let _ = self.stream.write_all(bytes).await;
     }
 
+    /// Sends bytes as one frame: their size, then them.
+    pub async fn send_frame(&mut self, frame: &[u8]) {
+        self.send_raw(&(frame.len() as i32).to_be_bytes()).await;
+        self.send_raw(frame).await;
+    }
+
     /// The next response frame without its size. None: the connection was closed.
     pub async fn frame(&mut self) -> Option<Bytes> {
         timeout(DEADLINE, async {
