@@ -26,6 +26,9 @@ pub const STOP_BOUND: Duration = Duration::from_secs(10);
 /// Brokers of a test take records however full the machine's disk is, within reason.
 pub const SMALL_RESERVE: (&str, &str) = ("CHRONIK_BROKER_STORAGE__RESERVE_BYTES", "134217728");
 
+/// The brokers of the default cluster.
+pub const BROKERS: [&str; 3] = ["broker-1", "broker-2", "broker-3"];
+
 /// What to start. The default is what `make run` starts.
 #[derive(Debug, Clone)]
 pub struct Options {

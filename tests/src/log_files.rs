@@ -2,7 +2,6 @@
 //!
 //! Invariant: nothing is written here; what is looked at may go meanwhile, the broker's folder may not.
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use crate::cluster::Cluster;
@@ -13,10 +12,8 @@ pub fn folders(cluster: &Cluster, broker: &str) -> Vec<PathBuf> {
     // A place that is not there would pass for a broker without partitions.
     let entries = std::fs::read_dir(&partitions)
         .unwrap_or_else(|error| panic!("{}: {error}", partitions.display()));
-    let folders: BTreeSet<PathBuf> = entries
-        .map(|entry| entry.expect("the folder is read").path())
-        .collect();
-    folders.into_iter().collect()
+    let folders = entries.map(|entry| entry.expect("the folder is read").path());
+    sorted(folders)
 }
 
 /// Files of one broker with an extension, folder by folder in the order of their offsets.
@@ -25,11 +22,14 @@ pub fn files(cluster: &Cluster, broker: &str, extension: &str) -> Vec<PathBuf> {
         .into_iter()
         // A folder or file may go while it is looked at.
         .flat_map(|folder| std::fs::read_dir(folder).into_iter().flatten().flatten());
-    let files: BTreeSet<PathBuf> = entries
-        .map(|entry| entry.path())
-        .filter(|path| path.extension().is_some_and(|found| found == extension))
-        .collect();
-    files.into_iter().collect()
+    let files = entries.map(|entry| entry.path());
+    sorted(files.filter(|path| path.extension().is_some_and(|found| found == extension)))
+}
+
+fn sorted(paths: impl Iterator<Item = PathBuf>) -> Vec<PathBuf> {
+    let mut paths: Vec<PathBuf> = paths.collect();
+    paths.sort();
+    paths
 }
 
 /// The bytes of all records on one broker, in the order of `files`.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::cluster::{Cluster, Options};
+use crate::cluster::{BROKERS, Cluster, Options};
 use crate::figures::{cpu_time, memory_mib, report};
 use crate::rest::{Partition, Rest};
 use crate::tools::{franz_go, run_ok};
@@ -39,7 +39,6 @@ pub struct Bounds {
 }
 
 const DEADLINE: Duration = Duration::from_secs(300);
-const BROKERS: [&str; 3] = ["broker-1", "broker-2", "broker-3"];
 
 /// Runs all steps, prints their figures, and asserts the bounds.
 pub fn run(name: &str, plan: &Plan) {

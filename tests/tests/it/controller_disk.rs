@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use chronik_tests::bin_dir;
-use chronik_tests::cluster::Cluster;
+use chronik_tests::cluster::{BROKERS, Cluster};
 use chronik_tests::ledger::{Produced, produce};
 use chronik_tests::log_files;
 use chronik_tests::rest::Rest;
@@ -17,7 +17,6 @@ use serde_json::json;
 const DEADLINE: Duration = Duration::from_secs(120);
 const RECORDS: u64 = 20_000;
 const CONTROLLERS: [&str; 3] = ["controller-1", "controller-2", "controller-3"];
-const BROKERS: [&str; 3] = ["broker-1", "broker-2", "broker-3"];
 
 fn fill(cluster: &Cluster, topic: &str) -> Produced {
     let arguments = ["-partitions", "6", "-records", "20000", "-timeout", "100s"];

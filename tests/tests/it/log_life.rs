@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use chronik_tests::cluster::Cluster;
+use chronik_tests::cluster::{BROKERS, Cluster};
 use chronik_tests::log_files;
 use chronik_tests::numbered::{read, write};
 use chronik_tests::tools::{kafka_tool, kafka_topics, kcat, run, run_ok};
@@ -11,7 +11,6 @@ use chronik_tests::wait::{holds, wait_for};
 use serde_json::json;
 
 const DEADLINE: Duration = Duration::from_secs(120);
-const BROKERS: [&str; 3] = ["broker-1", "broker-2", "broker-3"];
 const MIB: u64 = 1 << 20;
 
 fn all_log_bytes(cluster: &Cluster, broker: &str) -> u64 {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use chronik_tests::cluster::{Cluster, Options};
+use chronik_tests::cluster::{BROKERS, Cluster, Options};
 use chronik_tests::figures::report;
 use chronik_tests::ledger::produce;
 use chronik_tests::rest::Rest;
@@ -12,7 +12,6 @@ use serde_json::json;
 const DEADLINE: Duration = Duration::from_secs(180);
 const BOUND_SECONDS: f64 = 0.1;
 const METRIC: &str = "chronik_broker_replication_seconds_bucket{le=\"";
-const BROKERS: [&str; 3] = ["broker-1", "broker-2", "broker-3"];
 
 /// Answers of followers so far by how long they took at most, in milliseconds, over all brokers.
 fn answers(cluster: &Cluster) -> BTreeMap<u64, u64> {

@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use chronik_tests::cluster::{Cluster, Options};
+use chronik_tests::cluster::{BROKERS, Cluster, Options};
 use chronik_tests::figures::report;
 use chronik_tests::process::OwnChild;
 use chronik_tests::rest::Rest;
@@ -17,7 +17,6 @@ const DEADLINE: Duration = Duration::from_secs(60);
 
 /// The resource attribute that tells processes of one service apart, set from the environment.
 const INSTANCE: &str = "service.instance.id";
-const BROKERS: [&str; 3] = ["broker-1", "broker-2", "broker-3"];
 
 /// A Jaeger that keeps traces in memory.
 struct Jaeger {
