@@ -6,7 +6,6 @@
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::Duration;
@@ -22,13 +21,15 @@ struct Installation {
 
 impl Installation {
     fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::copy(env!("CARGO_BIN_EXE_chronik"), folder.path().join("chronik")).unwrap();
+        // Links: a program that was just written is busy as long as a child that another test has forked
+        // meanwhile has its file open. The launcher finds the services beside itself, so its own is hard.
+        let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let launcher = folder.path().join("chronik");
+        std::fs::hard_link(env!("CARGO_BIN_EXE_chronik"), launcher).unwrap();
         let fake = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fake_service.py");
         for service in ["controller", "broker", "gateway"] {
             let binary = folder.path().join(format!("chronik-{service}"));
-            std::fs::copy(fake, &binary).unwrap();
-            std::fs::set_permissions(&binary, std::fs::Permissions::from_mode(0o755)).unwrap();
+            std::os::unix::fs::symlink(fake, binary).unwrap();
         }
         Self { folder }
     }
