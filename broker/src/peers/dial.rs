@@ -189,8 +189,7 @@ fn check_hello(frame: &v1::PeerFrame, ends: Ends) -> Result<Uuid, DialError> {
 }
 
 /// When the links of a broker ping next: all on one beat, so that an idle process wakes once for all.
-fn next_ping(beat: Instant, interval: Duration) -> Instant {
-    let now = Instant::now();
+fn next_ping(beat: Instant, now: Instant, interval: Duration) -> Instant {
     let gone = now.duration_since(beat).as_nanos() % interval.as_nanos().max(1);
     now + interval - Duration::from_nanos(u64::try_from(gone).unwrap_or_default())
 }
@@ -204,7 +203,7 @@ async fn run(link: &Link, connection: Dialled, ends: Ends, timing: LinkTiming) -
     } = connection;
     link.connected(queue.clone(), incarnation);
     let mut ping = interval_at(
-        next_ping(ends.beat, timing.ping_interval),
+        next_ping(ends.beat, Instant::now(), timing.ping_interval),
         timing.ping_interval,
     );
     // Those that were missed are not made up for, and the beat stays.
@@ -247,5 +246,20 @@ async fn run(link: &Link, connection: Dialled, ends: Ends, timing: LinkTiming) -
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_that_connect_at_any_time_ping_together() {
+        let (beat, interval) = (Instant::now(), Duration::from_millis(400));
+        let next = |after_ms| next_ping(beat, beat + Duration::from_millis(after_ms), interval);
+        for after_ms in [400, 401, 600, 799] {
+            assert_eq!(next(after_ms), beat + 2 * interval, "{after_ms}");
+        }
+        assert_eq!(next(0), beat + interval);
     }
 }

@@ -5,10 +5,16 @@ use std::time::{Duration, Instant};
 
 use crate::common::{FakeBroker, Group, create, new_topic, registration, report};
 use chronik_proto::{uuid_bytes, v1};
-use chronik_types::cluster_image::ClusterImage;
+use chronik_types::cluster_image::{ClusterImage, Topic};
 use chronik_types::id::BrokerId;
 use tonic::Code;
 use uuid::Uuid;
+
+/// Topic `a` as controller 0 knows it.
+fn topic_a(group: &Group) -> Arc<Topic> {
+    let image = group.controller(0).image();
+    image.topic_by_name("a").unwrap().clone()
+}
 
 #[tokio::test]
 async fn a_silent_broker_is_fenced_and_one_with_heartbeats_is_not() {
@@ -17,13 +23,7 @@ async fn a_silent_broker_is_fenced_and_one_with_heartbeats_is_not() {
     let mut lively = FakeBroker::register(&group, 0, 2).await;
     let created = create(&mut group.admin(0), vec![new_topic("a", 1, 2)], 0).await;
     assert_eq!(created[0].error(), v1::AdminError::TimedOut);
-    let partition = group
-        .controller(0)
-        .image()
-        .topic_by_name("a")
-        .unwrap()
-        .partitions[0]
-        .clone();
+    let partition = topic_a(&group).partitions[0].clone();
     let results = quiet
         .report(vec![report(&partition, 1, partition.partition_epoch.0)])
         .await;
@@ -170,12 +170,7 @@ async fn thousands_of_reports_are_few_transactions() {
     let mut broker = FakeBroker::register(&group, 0, 1).await;
     let created = create(&mut group.admin(0), vec![new_topic("a", 3000, 1)], 0).await;
     assert_eq!(created[0].error(), v1::AdminError::TimedOut);
-    let topic = group
-        .controller(0)
-        .image()
-        .topic_by_name("a")
-        .unwrap()
-        .clone();
+    let topic = topic_a(&group);
     let reports = topic
         .partitions
         .iter()
@@ -190,12 +185,7 @@ async fn thousands_of_reports_are_few_transactions() {
         group.controller(0).node().status().last_log_index,
         before + 1
     );
-    let topic = group
-        .controller(0)
-        .image()
-        .topic_by_name("a")
-        .unwrap()
-        .clone();
+    let topic = topic_a(&group);
     assert!(
         topic
             .partitions

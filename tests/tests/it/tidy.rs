@@ -94,9 +94,9 @@ fn tests_sleep_only_between_two_looks() {
         "broker/src/test_wait.rs",
         "cli/src/dev/process_test.rs",
         "controller/tests/service/common.rs",
-        // Not to wait: a link that is slow.
-        "tests/src/checker/network.rs",
         "tests/src/wait.rs",
+        // Looks so many times for who connects.
+        "tests/src/checker/network.rs",
     ];
     // Files of tests only; what is beside the code it tests in one file is left to readers.
     let is_test = |path: &&Path| {
