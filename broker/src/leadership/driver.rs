@@ -382,10 +382,7 @@ impl Driver {
         };
         if fenced != self.fenced {
             self.fenced = fenced;
-            let groups: Vec<RaftGroupId> = self.groups.keys().copied().collect();
-            for group in groups {
-                self.evaluate(group);
-            }
+            self.evaluate_all();
         }
         self.check_unsettled();
         self.plan_hand_back(HAND_BACK_INTERVAL);

@@ -92,6 +92,10 @@ impl Link {
         self.peer
     }
 
+    pub fn is_connected(&self) -> bool {
+        self.lock().connection.is_some()
+    }
+
     /// Starts replication of one group to the peer.
     pub fn open_session(self: &Arc<Self>, route: Route) -> Result<Session, LinkError> {
         // The window bounds answers, plus one error.

@@ -11,7 +11,8 @@
 //! - `handle` counts who uses the open instance, and so keeps it open.
 //! - `watch` publishes what the instance says of leadership, and opens another one where it ended by
 //!   itself; later each time, as `backoff` says.
-//! - `rest` tells when a replica may rest, and says and writes meanwhile what needs no instance.
+//! - `rest` tells when a replica may rest, and what its log says meanwhile.
+//! - `follower` votes and follows a new leader without an instance.
 //!
 //! Invariants:
 //! - There is at most one instance of a replica at any time. Opening and closing take turns, and a
@@ -22,6 +23,7 @@
 //!   later opens it again.
 
 mod backoff;
+mod follower;
 mod handle;
 mod rest;
 mod watch;

@@ -53,12 +53,19 @@ impl Driver {
         }
         // The first of them to be looked at shall wait for their turn as the last.
         self.leaderless_soon = self.about_to_lose_leader();
-        let groups: Vec<RaftGroupId> = self.groups.keys().copied().collect();
+        self.evaluate_all();
+        self.leaderless_soon = 0;
+        self.check_unsettled();
+    }
+
+    /// Topic by topic: what then changes in them is told together, and each image differs from the one
+    /// before in few topics.
+    pub(super) fn evaluate_all(&mut self) {
+        let mut groups: Vec<RaftGroupId> = self.groups.keys().copied().collect();
+        groups.sort_unstable();
         for group in groups {
             self.evaluate(group);
         }
-        self.leaderless_soon = 0;
-        self.check_unsettled();
     }
 
     /// How many groups lose their leader with the links as they are now.
