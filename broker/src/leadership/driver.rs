@@ -352,7 +352,8 @@ impl Driver {
         let led: Vec<(Arc<Replica>, ReplicaId)> = self
             .groups
             .values()
-            .filter(|group| group.leadership.is_leader)
+            // As it is now: what it became a moment ago has not been told yet.
+            .filter(|group| group.replica.leadership().borrow().is_leader)
             .filter_map(|group| {
                 let there = group
                     .replicas

@@ -361,9 +361,14 @@ impl NetSnapshot<TypeConfig> for ReplicaClient {
         };
         let request = codec::SnapshotRequest { vote, last_log_id };
         let request = Request::Snapshot(codec::snapshot_to_wire(&request));
+        // Nothing ends the pause of the library after an error here, so a peer that is away is waited for.
+        let ask = async {
+            self.link.connection().await;
+            self.link.request(self.route, request).await
+        };
         let answer = tokio::select! {
             closed = cancel => return Err(StreamingError::Closed(closed)),
-            answer = self.link.request(self.route, request) => answer,
+            answer = ask => answer,
         };
         match answer {
             Ok(Answer::Snapshot(answer)) => match codec::vote_from_wire(answer.vote) {

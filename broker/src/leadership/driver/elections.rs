@@ -44,7 +44,9 @@ impl Driver {
                 continue;
             }
             info!(peer = broker.0, state = ?status.state, "the link to a peer changed");
-            if status.is_up() && (!was.is_up() || was.incarnation != status.incarnation) {
+            let answers = status.is_answered() && !was.is_answered();
+            let is_open = status.is_up() && !was.is_up();
+            if answers || is_open || (status.is_up() && was.incarnation != status.incarnation) {
                 came_up.push(*broker);
             }
         }

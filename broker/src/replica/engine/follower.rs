@@ -3,17 +3,19 @@
 //! leaders without thousands of followers being opened.
 //!
 //! Invariants:
-//! - What is answered and written is what Raft would answer and write if it were opened. Where that
-//!   takes more than is written here, nothing is done, and Raft is opened.
+//! - What is answered and written is what Raft would answer and write if it were opened. What takes
+//!   more than is written here is left to Raft, which is opened and gets the message as it came.
 //! - An answer is given when all that it promises is on disk. No instance opens before that, even
 //!   where nobody waits for the answer any more.
 
 use std::sync::Arc;
 
 use chronik_storage::{LogEntry, Payload};
-use futures::future::try_join;
+use futures::future::join;
 use openraft::entry::EntryPayload;
-use openraft::raft::{AppendEntriesRequest, StreamAppendResult, VoteRequest, VoteResponse};
+use openraft::raft::{
+    AppendEntriesRequest, StreamAppendError, StreamAppendResult, VoteRequest, VoteResponse,
+};
 
 use super::{Engine, Seat};
 use crate::replica::codec;
@@ -50,7 +52,7 @@ impl Engine {
         self: &Arc<Self>,
         request: &VoteRequest<TypeConfig>,
     ) -> Option<VoteResponse<TypeConfig>> {
-        if !self.is_at_rest() {
+        if !self.is_vacant() {
             return None;
         }
         let (engine, request) = (self.clone(), request.clone());
@@ -64,24 +66,31 @@ impl Engine {
     /// Takes a leader's message, if the replica rests and little is asked of it (dissertation, section
     /// 3.5). None: Raft is to be asked.
     pub async fn follow_at_rest(self: &Arc<Self>, request: &AppendRequest) -> Option<AppendAnswer> {
-        self.asks(request)?;
+        // Whatever is being written here at this moment, the turn waits for.
+        if !self.is_vacant() {
+            return None;
+        }
         let (engine, request) = (self.clone(), request.clone());
         let follow = async move {
             let _turn = engine.turn.lock().await;
+            if let Some(higher) = engine.higher_vote(&request) {
+                return Some(Err(StreamAppendError::HigherVote(higher)));
+            }
             let follow = engine.asks(&request)?;
             engine.follow(follow).await
         };
         tokio::spawn(follow).await.ok().flatten()
     }
 
-    /// All that the log has is on disk too.
+    fn is_vacant(&self) -> bool {
+        let inner = self.lock();
+        matches!(inner.seat, Seat::Empty) && !inner.backoff.is_waiting()
+    }
+
+    /// All that the log has is on disk too. To be asked while the turn is held.
     fn is_at_rest(&self) -> bool {
-        let is_empty = {
-            let inner = self.lock();
-            matches!(inner.seat, Seat::Empty) && !inner.backoff.is_waiting()
-        };
         let last = self.log.last_entry_id().map(|(index, _)| index);
-        is_empty && !self.log.is_damaged() && self.log.durable_index() == last
+        self.is_vacant() && !self.log.is_damaged() && self.log.durable_index() == last
     }
 
     fn last_log_id(&self) -> Option<LogId> {
@@ -90,8 +99,8 @@ impl Engine {
     }
 
     async fn grant(&self, request: &VoteRequest<TypeConfig>) -> Option<VoteResponse<TypeConfig>> {
-        // Unless the leader is known to be gone, its lease counts, and that is Raft's business.
-        if !self.is_at_rest() || !request.leadership_transfer {
+        // No lease to look at: an instance begins without one.
+        if !self.is_at_rest() {
             return None;
         }
         let (vote, last_log_id) = (self.held_at_rest(), self.last_log_id());
@@ -103,6 +112,13 @@ impl Engine {
             self.publish_at_rest();
         }
         Some(VoteResponse::new(request.vote, last_log_id, true))
+    }
+
+    /// The vote that the replica holds, if the message comes from a leader of before.
+    fn higher_vote(&self, request: &AppendRequest) -> Option<Vote> {
+        let held = self.held_at_rest();
+        let is_old = request.vote.committed && !request.vote.ge(&held);
+        (self.is_at_rest() && is_old).then_some(held)
     }
 
     /// None: more than a replica at rest can do.
@@ -192,10 +208,11 @@ impl Engine {
                 false => Ok(()),
             }
         };
-        try_join(vote, entries).await.ok()?;
-        if new_vote.is_some() {
+        let (voted, appended) = join(vote, entries).await;
+        if new_vote.is_some() && voted.is_ok() {
             self.publish_at_rest();
         }
+        voted.and(appended).ok()?;
         if appends {
             self.state.growth.grew(self.log.group_id());
         }

@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use chronik_storage::LogEntry;
+use chronik_types::id::{BrokerId, ReplicaId};
 use futures::stream::{StreamExt, iter};
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::entry::EntryPayload;
-use openraft::raft::{AppendEntriesRequest, StreamAppendResult, VoteRequest};
+use openraft::raft::{AppendEntriesRequest, StreamAppendError, StreamAppendResult, VoteRequest};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::time::timeout;
@@ -104,12 +105,11 @@ async fn a_replica_at_rest_takes_only_what_asks_little_of_it() {
     uncommitted.committed = false;
     let mut older = vote;
     older.leader_id.term -= 1;
+    let old = entryless(older, Some(last), Some(last));
+    let refused = Some(Err(StreamAppendError::HigherVote(vote)));
+    assert_eq!(engine.follow_at_rest(&old).await, refused);
     for (why, request) in [
         ("no leader", entryless(uncommitted, Some(last), Some(last))),
-        (
-            "a leader of before",
-            entryless(older, Some(last), Some(last)),
-        ),
         (
             "not there",
             entryless(vote, at(term, last.index + 1), Some(last)),
@@ -154,10 +154,6 @@ async fn a_replica_at_rest_takes_only_what_asks_little_of_it() {
     };
     let request = append(vote, Some(last), records, Some(last));
     assert_eq!(engine.follow_at_rest(&request).await, None, "records");
-    // A candidate, while the leader may be alive.
-    let candidate = Vote::new(term + 1, cluster.nodes[2].id);
-    let request = VoteRequest::<TypeConfig>::new(candidate, Some(last));
-    assert!(engine.vote_at_rest(&request).await.is_none());
     assert_eq!(engine.status(), EngineStatus::AtRest);
     assert_eq!(
         (follower.vote(), last_log_id(&follower)),
@@ -211,6 +207,9 @@ impl Twins {
         let rests = self.resting.engine().status() == EngineStatus::AtRest;
         if rests && self.resting.engine().opened() == opened {
             self.answered_at_rest.fetch_add(1, Ordering::Relaxed);
+            let log = self.resting.log();
+            let last = log.last_entry_id().map(|(index, _)| index);
+            assert_eq!(log.durable_index(), last, "answered before it was on disk");
         }
         let seen = |replica: &Replica| {
             let log = replica.log();
@@ -265,7 +264,11 @@ async fn a_replica_at_rest_does_what_raft_does() {
         };
         let _open = twins.open.wake().await.unwrap();
         to_rest(&twins.resting).await;
-        play(&mut random, &twins, &first, cluster.nodes[0].id).await;
+        let rival = ReplicaId {
+            broker_id: BrokerId(9),
+            incarnation: 1,
+        };
+        play(&mut random, &twins, &first, [cluster.nodes[0].id, rival]).await;
         let at_rest = twins.answered_at_rest.load(Ordering::Relaxed);
         assert!(
             at_rest > 50,
@@ -277,12 +280,8 @@ async fn a_replica_at_rest_does_what_raft_does() {
     }
 }
 
-async fn play(
-    random: &mut StdRng,
-    twins: &Twins,
-    first: &[LogEntry],
-    leader: chronik_types::id::ReplicaId,
-) {
+async fn play(random: &mut StdRng, twins: &Twins, first: &[LogEntry], candidates: [ReplicaId; 2]) {
+    let mut leader = candidates[0];
     // The log of whoever leads, and how much of it is committed.
     let mut log: Vec<u64> = first.iter().map(|entry| entry.term).collect();
     let mut term = *log.last().unwrap();
@@ -306,14 +305,14 @@ async fn play(
             // A candidate, who may have too little, or come too late.
             0 => {
                 let short = usize::from(random.random_bool(0.3));
-                let late = u64::from(random.random_bool(0.2));
-                let candidate = Vote::new(term + 1 - late, leader);
-                let mut request =
-                    VoteRequest::<TypeConfig>::new(candidate, id(&log, log.len() - short));
+                let late = u64::from(random.random_bool(0.3));
+                let candidate = candidates[random.random_range(0..2)];
+                let vote = Vote::new(term + 1 - late, candidate);
+                let mut request = VoteRequest::<TypeConfig>::new(vote, id(&log, log.len() - short));
                 request.leadership_transfer = true;
                 twins.vote(&request).await;
                 if late == 0 && twins.open.vote().leader_id.term > term {
-                    (term, leads) = (term + 1, false);
+                    (term, leader, leads) = (term + 1, candidate, false);
                 }
             }
             // A leader that this candidate became, perhaps without what is not committed.
@@ -375,24 +374,81 @@ async fn play(
     }
 }
 
+/// Founding, voting and following at rest, up to the first record; and nothing of it is lost with the power.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_vote_once_given_stays_given() {
+async fn a_new_group_opens_its_leader_alone() {
+    let mut cluster = Cluster::start(3, 2).await;
+    let leader = cluster.replica(0).clone();
+    let founded = || leader.state.applied_id();
+    for n in [1, 2] {
+        let follower = cluster.replica(n).clone();
+        until("the follower knows what is committed", || {
+            follower.state.applied_id() == founded()
+        })
+        .await;
+        assert_eq!(follower.engine().opened(), 0);
+        assert_eq!(follower.state.voters(), leader.state.voters());
+        assert_eq!(
+            follower.leadership().borrow().leader,
+            Some(leader.replica_id())
+        );
+    }
+    let follower = cluster.replica(1).clone();
+    let (vote, last) = (follower.vote(), last_log_id(&follower));
+    drop(follower);
+    cluster.crash(1).await;
+    cluster.open(1).await;
+    assert_eq!(cluster.replica(1).vote(), vote);
+    assert_eq!(last_log_id(cluster.replica(1)), last);
+    cluster.ack(0, value("a")).await;
+    cluster.wait_for_watermark(1, 1).await;
+    assert_eq!(cluster.replica(1).engine().opened(), 1);
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_vote_once_given_at_rest_stays_given() {
     let mut cluster = Cluster::start(3, 2).await;
     cluster.ack(0, value("a")).await;
-    cluster.wait_for_followers(0).await;
-    for n in [1, 2] {
-        cluster.wait_for_watermark(n, 1).await;
-        to_rest(cluster.replica(n)).await;
-    }
-    // The voter votes, is opened by what follows, and rests again.
-    cluster.elect(1).await;
-    cluster.ack(1, value("b")).await;
-    cluster.wait_for_watermark(2, 2).await;
-    let voted = cluster.replica(2).vote();
-    assert_eq!(voted.leader_id.voted_for, cluster.nodes[1].id);
+    cluster.wait_for_watermark(2, 1).await;
     to_rest(cluster.replica(2)).await;
-    let open = cluster.replica(2).wake().await.unwrap();
-    assert_eq!(open.server_metrics().borrow_watched().vote, voted);
+    // No leader interferes.
+    cluster.stop(0).await;
+    let (term, last) = (
+        cluster.replica(2).vote().leader_id.term + 1,
+        last_log_id(cluster.replica(2)),
+    );
+    let candidates = [cluster.nodes[1].id, cluster.nodes[0].id];
+    let asks = |candidate| VoteRequest::<TypeConfig>::new(Vote::new(term, candidate), last);
+    let voter = cluster.replica(2).clone();
+    let opened = voter.engine().opened();
+    let answer = voter
+        .engine()
+        .vote_at_rest(&asks(candidates[0]))
+        .await
+        .unwrap();
+    assert!(answer.vote_granted);
+    let answer = voter
+        .engine()
+        .vote_at_rest(&asks(candidates[1]))
+        .await
+        .unwrap();
+    assert!(!answer.vote_granted, "another candidate of the same term");
+    assert_eq!(voter.engine().opened(), opened);
+    drop(voter);
+    cluster.crash(2).await;
+    cluster.open(2).await;
+    let voter = cluster.replica(2).clone();
+    assert_eq!(voter.vote(), Vote::new(term, candidates[0]));
+    let answer = voter
+        .engine()
+        .vote_at_rest(&asks(candidates[1]))
+        .await
+        .unwrap();
+    assert!(!answer.vote_granted, "after the power failed");
+    let open = voter.wake().await.unwrap();
+    assert_eq!(open.server_metrics().borrow_watched().vote, voter.vote());
     drop(open);
+    drop(voter);
     cluster.stop_all().await;
 }
