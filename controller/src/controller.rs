@@ -7,8 +7,6 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use chronik_telemetry::SpanKind;
-use chronik_telemetry::trace::{Span, TraceContext, span};
 use chronik_types::cluster_image::ClusterImage;
 use tokio::sync::watch;
 use tonic::metadata::MetadataValue;
@@ -29,7 +27,6 @@ use crate::rpc::error;
 const FORWARDED: &str = "chronik-forwarded";
 /// The leader's revision after the write, on the answer.
 const REVISION: &str = "chronik-revision";
-const TRACEPARENT: &str = "traceparent";
 
 /// Who decides writes, as this controller sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -215,16 +212,6 @@ impl Remote {
             Err(_) => Err(error::unknown_outcome()),
         }
     }
-}
-
-/// A span of a sampled request; the request then carries it on to the leader.
-pub fn server_span<T>(request: &mut Request<T>, name: &'static str) -> Option<Span> {
-    let parent = request.metadata().get(TRACEPARENT)?.to_str().ok()?;
-    let span = span(TraceContext::parse(parent).as_ref(), name, SpanKind::Server)?;
-    if let Ok(traceparent) = span.context().traceparent().parse() {
-        request.metadata_mut().insert(TRACEPARENT, traceparent);
-    }
-    Some(span)
 }
 
 /// The clock of sessions.

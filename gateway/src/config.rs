@@ -280,10 +280,10 @@ Keys of the configuration file, with their defaults:
   limits.broker-in-flight-bytes = 268435456  produce bytes on their way to one broker
   limits.fetch-max-bytes = 57671680        the most that one fetch may ask for
   limits.drain-timeout-ms = 5000           for open connections when the gateway stops
-  telemetry.log-filter = \"info\"            or directives such as info,chronik_gateway=debug
+  telemetry.log-filter = \"info,openraft=warn\"  a level, or directives such as info,chronik_gateway=debug
   telemetry.log-format = \"text\"            text or json
   telemetry.otlp-endpoint                  such as http://127.0.0.1:4317; without it, no traces
-  telemetry.trace-sample-ratio = 0.01      fraction of produce and fetch requests that are traced";
+  telemetry.trace-sample-ratio = 0.01      fraction of requests that are traced";
 
 impl Args {
     /// The configuration in force, validated; or what is wrong with it.
@@ -351,6 +351,12 @@ mod tests {
         );
         refused(|c| c.limits.max_connections = 0, "max-connections");
         refused(|c| c.telemetry.trace_sample_ratio = 2.0, "ratio");
+    }
+
+    #[test]
+    fn every_setting_is_documented() {
+        let wrong = chronik_telemetry::config::wrong_in_help::<Config>(SETTINGS_HELP);
+        assert!(wrong.is_empty(), "{wrong:#?}");
     }
 
     #[test]

@@ -12,12 +12,13 @@ use std::time::Duration;
 
 use chronik_proto::v1::admin_client::AdminClient;
 use chronik_proto::{MESSAGE_SIZE_MAX, v1};
+use chronik_telemetry::rpc::carrying;
 use tokio::time::{Instant, sleep, timeout_at};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use crate::error::CallError;
-use crate::rpc_channel;
+use crate::rpc_channel::{self, TracedChannel};
 
 pub use session::hold_session;
 pub use watch_image::{keep_image_on_disk, watch_image};
@@ -159,7 +160,11 @@ impl ControllerClient {
     }
 
     /// Asks one controller after the other until one decides or `wait` has passed.
-    async fn call<A, F>(&self, wait: Duration, ask: impl Fn(Channel) -> F) -> Result<A, CallError>
+    async fn call<A, F>(
+        &self,
+        wait: Duration,
+        ask: impl Fn(TracedChannel) -> F,
+    ) -> Result<A, CallError>
     where
         F: Future<Output = Result<tonic::Response<A>, Status>>,
     {
@@ -190,11 +195,11 @@ impl ControllerClient {
         }
     }
 
-    fn controller(&self) -> Option<(usize, Channel)> {
+    fn controller(&self) -> Option<(usize, TracedChannel)> {
         let number = self.preferred.load(Ordering::Relaxed);
         self.channels
             .get(number)
-            .map(|channel| (number, channel.clone()))
+            .map(|channel| (number, carrying(channel.clone())))
     }
 
     /// Moves on to the next controller, unless another call has done so already.

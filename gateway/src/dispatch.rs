@@ -4,6 +4,8 @@
 //! UNSUPPORTED_VERSION answer where the API's response can carry one, else the connection ends.
 
 use bytes::Bytes;
+use chronik_telemetry::rpc;
+use chronik_telemetry::trace::Span;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use tracing::error;
@@ -109,12 +111,13 @@ where
         Ok(request) => request,
         Err(error) => return Reply::Malformed(error),
     };
-    encode(
-        api,
-        version,
-        correlation_id,
-        &handler(context, request).await,
-    )
+    let mut span = context.services.sampler.root(api.span_name());
+    if let Some(span) = &mut span {
+        span.attribute("client_id", context.client_id.clone());
+    }
+    let trace = span.as_ref().map(Span::context);
+    let answer = rpc::within(trace, handler(context, request)).await;
+    encode(api, version, correlation_id, &answer)
 }
 
 async fn fetch(context: Context, body: Bytes) -> Reply {

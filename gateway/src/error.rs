@@ -64,6 +64,7 @@ pub enum ErrorCode {
     BrokerIdNotRegistered = 102,
     StaleMemberEpoch = 113,
     UnsupportedEndpointType = 115,
+    RebootstrapRequired = 129,
 }
 
 impl ErrorCode {

@@ -5,10 +5,15 @@
 use std::time::Duration;
 
 use chronik_proto::{HTTP2_CONNECTION_WINDOW, HTTP2_FRAME_SIZE, HTTP2_STREAM_WINDOW};
-use tonic::transport::{Endpoint, Error};
+use chronik_telemetry::rpc::Carry;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Channel, Endpoint, Error};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
+
+/// A channel whose calls carry the trace on that they are made within.
+pub type TracedChannel = InterceptedService<Channel, Carry>;
 
 /// A connection to `host:port`, not opened yet.
 pub fn endpoint(address: &str) -> Result<Endpoint, Error> {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
+use figment::value::{Dict, Value};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -37,6 +38,66 @@ where
         .merge(env)
         .extract()
         .map_err(|error| ConfigError::Invalid(Box::new(error)))
+}
+
+/// Which settings of a service its help does not name, or names with another default, as `name ... [default]` or
+/// `name = default`; `[required]` stands for any. For the services' tests.
+pub fn wrong_in_help<C: Serialize + Default>(help: &str) -> Vec<String> {
+    let defaults = Value::serialize(C::default());
+    let mut wrong = Vec::new();
+    if let Ok(Value::Dict(_, defaults)) = defaults {
+        check_help(help, "", &defaults, &mut wrong);
+    }
+    wrong
+}
+
+fn check_help(help: &str, table: &str, defaults: &Dict, wrong: &mut Vec<String>) {
+    for (name, value) in defaults {
+        let path = format!("{table}{name}");
+        if let Value::Dict(_, inner) = value {
+            check_help(help, &format!("{path}."), inner, wrong);
+            continue;
+        }
+        let Some(told) = told_default(help, &path).or_else(|| told_default(help, name)) else {
+            wrong.push(format!("{path} is not there"));
+            continue;
+        };
+        let default = match value {
+            Value::String(_, text) => text.clone(),
+            Value::Bool(_, flag) => flag.to_string(),
+            Value::Num(_, number) => match number.to_i128().or(number.to_u128().map(|n| n as i128))
+            {
+                Some(whole) => whole.to_string(),
+                None => number.to_f64().unwrap_or_default().to_string(),
+            },
+            // Words tell those better.
+            _ => continue,
+        };
+        if !default.is_empty() && told != "required" && told.trim_matches('"') != default {
+            wrong.push(format!("{path} is {default}, the help says {told}"));
+        }
+    }
+}
+
+/// What a help says after the name of a setting, which begins a line or follows a comma.
+fn told_default<'a>(help: &'a str, name: &str) -> Option<&'a str> {
+    let begins = |at: usize| {
+        let before = help[..at].trim_end_matches(' ');
+        let ends = help[at + name.len()..].starts_with([' ', '\n', ',']);
+        ends && (before.ends_with('\n') || before.ends_with(','))
+    };
+    let (at, _) = help.match_indices(name).find(|(at, _)| begins(*at))?;
+    let after = &help[at + name.len()..];
+    let line = after.lines().next().unwrap_or_default();
+    match line.trim_start().strip_prefix("= ") {
+        Some(value) => Some(value.split("  ").next().unwrap_or(value).trim()),
+        None => {
+            let bracketed = after
+                .split_once('[')
+                .and_then(|(_, rest)| rest.split_once(']'));
+            Some(bracketed.map_or("", |(value, _)| value))
+        }
+    }
 }
 
 /// How log lines are written.
@@ -121,6 +182,21 @@ mod tests {
     fn a_missing_file_is_named() {
         let error = load::<Sample>(Some(Path::new("/no/such/file.toml")), "X_").unwrap_err();
         assert!(error.to_string().contains("/no/such/file.toml"), "{error}");
+    }
+
+    #[test]
+    fn a_help_that_tells_another_default_is_found() {
+        let right = "\n  data-dir   folder\n  broker-id  number [0], log-filter x [info,openraft=warn]\n  \
+                     log-format = \"text\"  how\n  otlp-endpoint  where [none]\n  trace-sample-ratio [0.01]\n";
+        assert_eq!(wrong_in_help::<Sample>(right), Vec::<String>::new());
+        let wrong = right.replace("[0.01]", "[0.1]").replace("broker-id", "id");
+        assert_eq!(
+            wrong_in_help::<Sample>(&wrong),
+            [
+                "broker-id is not there",
+                "telemetry.trace-sample-ratio is 0.01, the help says 0.1"
+            ]
+        );
     }
 
     #[test]

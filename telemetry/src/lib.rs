@@ -8,6 +8,7 @@ pub mod config;
 pub mod process;
 
 pub mod http;
+pub mod rpc;
 pub mod trace;
 
 pub use opentelemetry::trace::SpanKind;

@@ -15,6 +15,7 @@ use std::time::Duration;
 use chronik_proto::v1;
 use chronik_proto::v1::data_server::Data;
 use chronik_storage::Storage;
+use chronik_telemetry::rpc::server_span;
 use chronik_types::epoch::LeaderEpoch;
 use chronik_types::id::RaftGroupId;
 use chronik_types::offset::Offset;
@@ -188,8 +189,9 @@ impl Data for DataService {
 
     async fn list_offsets(
         &self,
-        request: Request<v1::ListOffsetsRequest>,
+        mut request: Request<v1::ListOffsetsRequest>,
     ) -> Result<Response<v1::ListOffsetsResponse>, Status> {
+        let _span = server_span(&mut request, "broker.list_offsets");
         let asked = request.into_inner().partitions;
         let partitions = join_all(asked.into_iter().map(|one| self.list_offset(one))).await;
         Ok(Response::new(v1::ListOffsetsResponse { partitions }))
@@ -197,8 +199,9 @@ impl Data for DataService {
 
     async fn offset_for_leader_epoch(
         &self,
-        request: Request<v1::OffsetForLeaderEpochRequest>,
+        mut request: Request<v1::OffsetForLeaderEpochRequest>,
     ) -> Result<Response<v1::OffsetForLeaderEpochResponse>, Status> {
+        let _span = server_span(&mut request, "broker.offset_for_leader_epoch");
         let asked = request.into_inner().partitions;
         let partitions = asked.into_iter().map(|one| self.epoch_end(one)).collect();
         Ok(Response::new(v1::OffsetForLeaderEpochResponse {
@@ -208,8 +211,9 @@ impl Data for DataService {
 
     async fn delete_records(
         &self,
-        request: Request<v1::DeleteRecordsRequest>,
+        mut request: Request<v1::DeleteRecordsRequest>,
     ) -> Result<Response<v1::DeleteRecordsResponse>, Status> {
+        let _span = server_span(&mut request, "broker.delete_records");
         let request = request.into_inner();
         let limit = Duration::from_millis(u64::from(request.timeout_ms)).min(DELETE_TIMEOUT_MAX);
         let deadline = Instant::now() + limit;
@@ -220,8 +224,9 @@ impl Data for DataService {
 
     async fn describe_logs(
         &self,
-        _request: Request<v1::DescribeLogsRequest>,
+        mut request: Request<v1::DescribeLogsRequest>,
     ) -> Result<Response<v1::DescribeLogsResponse>, Status> {
+        let _span = server_span(&mut request, "broker.describe_logs");
         let stats = self.storage.stats();
         let all = self.replicas.all();
         let logs = all

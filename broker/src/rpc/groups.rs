@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use chronik_proto::v1;
 use chronik_proto::v1::groups_server::Groups;
+use chronik_telemetry::rpc::server_span;
 use chronik_types::id::RaftGroupId;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
@@ -101,8 +102,9 @@ impl GroupsService {
 impl Groups for GroupsService {
     async fn join_group(
         &self,
-        request: Request<v1::JoinGroupRequest>,
+        mut request: Request<v1::JoinGroupRequest>,
     ) -> Result<Response<v1::JoinGroupResponse>, Status> {
+        let _span = server_span(&mut request, "broker.join_group");
         let response = match self.try_join(request.into_inner()).await {
             Ok(joined) => from_joined(joined),
             Err(refused) => v1::JoinGroupResponse {
@@ -118,8 +120,9 @@ impl Groups for GroupsService {
 
     async fn sync_group(
         &self,
-        request: Request<v1::SyncGroupRequest>,
+        mut request: Request<v1::SyncGroupRequest>,
     ) -> Result<Response<v1::SyncGroupResponse>, Status> {
+        let _span = server_span(&mut request, "broker.sync_group");
         let request = request.into_inner();
         let outcome = match self.coordinator(request.raft_group_id) {
             Ok(coordinator) => {
@@ -140,8 +143,9 @@ impl Groups for GroupsService {
 
     async fn heartbeat(
         &self,
-        request: Request<v1::HeartbeatRequest>,
+        mut request: Request<v1::HeartbeatRequest>,
     ) -> Result<Response<v1::HeartbeatResponse>, Status> {
+        let _span = server_span(&mut request, "broker.heartbeat");
         let request = request.into_inner();
         let who = Membership {
             generation: request.generation,
@@ -158,8 +162,9 @@ impl Groups for GroupsService {
 
     async fn leave_group(
         &self,
-        request: Request<v1::LeaveGroupRequest>,
+        mut request: Request<v1::LeaveGroupRequest>,
     ) -> Result<Response<v1::LeaveGroupResponse>, Status> {
+        let _span = server_span(&mut request, "broker.leave_group");
         let request = request.into_inner();
         let response = match self.try_leave(&request).await {
             Ok(outcomes) => {
@@ -184,8 +189,9 @@ impl Groups for GroupsService {
 
     async fn commit_offsets(
         &self,
-        request: Request<v1::CommitOffsetsRequest>,
+        mut request: Request<v1::CommitOffsetsRequest>,
     ) -> Result<Response<v1::CommitOffsetsResponse>, Status> {
+        let _span = server_span(&mut request, "broker.commit_offsets");
         let request = request.into_inner();
         let names: Vec<_> = request
             .offsets
@@ -207,8 +213,9 @@ impl Groups for GroupsService {
 
     async fn fetch_offsets(
         &self,
-        request: Request<v1::FetchOffsetsRequest>,
+        mut request: Request<v1::FetchOffsetsRequest>,
     ) -> Result<Response<v1::FetchOffsetsResponse>, Status> {
+        let _span = server_span(&mut request, "broker.fetch_offsets");
         let groups = request.into_inner().groups;
         let answer = |request: v1::GroupOffsetsRequest| match self.try_fetch(&request) {
             Ok(offsets) => v1::GroupOffsets {
@@ -228,8 +235,9 @@ impl Groups for GroupsService {
 
     async fn describe_groups(
         &self,
-        request: Request<v1::DescribeGroupsRequest>,
+        mut request: Request<v1::DescribeGroupsRequest>,
     ) -> Result<Response<v1::DescribeGroupsResponse>, Status> {
+        let _span = server_span(&mut request, "broker.describe_groups");
         let describe = |group: v1::GroupRef| {
             let description = self
                 .coordinator(group.raft_group_id)
@@ -261,8 +269,9 @@ impl Groups for GroupsService {
 
     async fn list_groups(
         &self,
-        _request: Request<v1::ListGroupsRequest>,
+        mut request: Request<v1::ListGroupsRequest>,
     ) -> Result<Response<v1::ListGroupsResponse>, Status> {
+        let _span = server_span(&mut request, "broker.list_groups");
         let mut response = v1::ListGroupsResponse::default();
         for coordinator in self.coordinators.all() {
             match coordinator.list() {

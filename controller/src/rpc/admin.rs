@@ -6,10 +6,11 @@ use std::time::Duration;
 use chronik_proto::v1::admin_client::AdminClient;
 use chronik_proto::v1::admin_server::Admin;
 use chronik_proto::{MESSAGE_SIZE_MAX, v1};
+use chronik_telemetry::rpc::server_span;
 use tonic::{Request, Response, Status};
 
 use crate::admin;
-use crate::controller::{Controller, Route, server_span};
+use crate::controller::{Controller, Route};
 
 #[derive(Clone)]
 pub struct AdminRpc {

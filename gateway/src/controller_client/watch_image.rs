@@ -14,12 +14,12 @@ use futures::StreamExt;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
-use tonic::transport::Channel;
 use tracing::{info, warn};
 
 use super::{BACKOFF_MAX, BACKOFF_MIN, ControllerClient, SESSION_CALL_TIMEOUT};
 use crate::metadata_cache::{MetadataCache, write_to_disk};
 use crate::metrics::Metrics;
+use crate::rpc_channel::TracedChannel;
 
 /// Changes that arrive together are published together.
 const CHANGES_PER_IMAGE_MAX: usize = 256;
@@ -103,7 +103,10 @@ impl Watcher {
         end
     }
 
-    async fn watch(&mut self, channel: Channel) -> Result<std::convert::Infallible, WatchEnd> {
+    async fn watch(
+        &mut self,
+        channel: TracedChannel,
+    ) -> Result<std::convert::Infallible, WatchEnd> {
         let mut image = self.cache.load().image.clone();
         let request = v1::WatchRequest {
             from_revision: if std::mem::take(&mut self.full_image) {

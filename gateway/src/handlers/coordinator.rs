@@ -11,12 +11,12 @@ use chronik_proto::v1::GroupError;
 use chronik_proto::v1::groups_client::GroupsClient;
 use chronik_types::cluster_image::Partition;
 use tokio::time::timeout;
-use tonic::transport::Channel;
 use tonic::{Response, Status};
 
 use crate::controller_client::call_error;
 use crate::error::{ErrorCode, group_call_error, group_error};
 use crate::metadata_cache::Snapshot;
+use crate::rpc_channel::TracedChannel;
 use crate::services::{OFFSETS_TOPIC, Services};
 
 /// For calls that a coordinator answers without waiting for other members.
@@ -42,7 +42,7 @@ pub async fn ask<A, F>(
     services: &Arc<Services>,
     group: &str,
     wait: Duration,
-    call: impl Fn(GroupsClient<Channel>, u64) -> F,
+    call: impl Fn(GroupsClient<TracedChannel>, u64) -> F,
     error_of: impl Fn(&A) -> GroupError,
 ) -> Result<A, ErrorCode>
 where

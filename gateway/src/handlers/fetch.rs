@@ -23,6 +23,7 @@ use crate::error::{CallError, ErrorCode, read_error};
 use crate::leader_router::{Answer, BrokerLink, FetchTraffic};
 use crate::metadata_cache::Snapshot;
 use crate::metrics::ErrorLabels;
+use crate::protocol::Api;
 use crate::protocol::fetch::{FetchResponse, PartitionFetched, TopicFetched};
 use crate::protocol::messages::{self as m, fetch_request};
 use crate::protocol::produce::TopicKey;
@@ -438,7 +439,7 @@ fn answered(
 }
 
 fn root_span(services: &Services, context: &Context, request: &m::FetchRequest) -> Option<Span> {
-    let mut span = services.sampler.root("kafka.Fetch")?;
+    let mut span = services.sampler.root(Api::Fetch.span_name())?;
     let partitions = request
         .topics
         .iter()

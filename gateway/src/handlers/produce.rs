@@ -418,7 +418,7 @@ fn node_endpoints(snapshot: &Snapshot, leaders: Vec<i32>) -> Vec<NodeEndpoint> {
 /// The root span of a sampled request: a child of what the producer sent along, where that is
 /// honoured, else a new trace.
 fn root_span(context: &Context, request: &ProduceRequest) -> Option<Span> {
-    const NAME: &str = "kafka.Produce";
+    const NAME: &str = Api::Produce.span_name();
     let services = &context.services;
     let honour = services.sampler.is_enabled() || services.config.honour_client_traceparent;
     if !honour {

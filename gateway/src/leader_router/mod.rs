@@ -14,6 +14,7 @@ use arc_swap::ArcSwap;
 use chronik_proto::v1;
 use chronik_proto::v1::data_client::DataClient;
 use chronik_proto::v1::groups_client::GroupsClient;
+use chronik_telemetry::rpc::carrying;
 use chronik_types::cluster_image::{Broker, ClusterImage, Partition};
 use chronik_types::id::BrokerId;
 use futures::FutureExt;
@@ -29,7 +30,7 @@ pub use stream::{Answer, Link};
 
 use crate::metadata_cache::MetadataCache;
 use crate::metrics::Metrics;
-use crate::rpc_channel;
+use crate::rpc_channel::{self, TracedChannel};
 use stream::{Requests, Traffic};
 
 /// Fetch requests are small; this many bytes of them at once is plenty.
@@ -99,12 +100,14 @@ pub struct BrokerLink {
 }
 
 impl BrokerLink {
-    pub fn data(&self) -> DataClient<Channel> {
-        data_client(self.unary.clone())
+    pub fn data(&self) -> DataClient<TracedChannel> {
+        DataClient::new(carrying(self.unary.clone()))
+            .max_decoding_message_size(chronik_proto::MESSAGE_SIZE_MAX)
+            .max_encoding_message_size(chronik_proto::MESSAGE_SIZE_MAX)
     }
 
-    pub fn groups(&self) -> GroupsClient<Channel> {
-        GroupsClient::new(self.unary.clone())
+    pub fn groups(&self) -> GroupsClient<TracedChannel> {
+        GroupsClient::new(carrying(self.unary.clone()))
             .max_decoding_message_size(chronik_proto::MESSAGE_SIZE_MAX)
             .max_encoding_message_size(chronik_proto::MESSAGE_SIZE_MAX)
     }

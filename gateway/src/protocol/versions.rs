@@ -27,6 +27,11 @@ macro_rules! apis {
                 match self { $(Api::$name => stringify!($name)),* }
             }
 
+            /// Name of the span of a request.
+            pub const fn span_name(self) -> &'static str {
+                match self { $(Api::$name => concat!("kafka.", stringify!($name))),* }
+            }
+
             /// Oldest and newest version, both included.
             pub const fn versions(self) -> (i16, i16) {
                 match self { $(Api::$name => ($min, $max)),* }

@@ -5,6 +5,7 @@
 use tokio::time::timeout;
 
 use super::*;
+use crate::config::Limits;
 
 #[tokio::test]
 async fn a_gateway_starts_and_serves_while_all_controllers_are_down() {
@@ -55,6 +56,48 @@ async fn the_drain_deadline_ends_connections_that_wait_for_a_broker() {
         .await
         .unwrap();
     assert_eq!(client.frame().await, None);
+}
+
+/// Each small request takes a kibibyte of what may be in flight.
+#[tokio::test]
+async fn a_connection_has_so_many_requests_and_bytes_in_flight_and_no_more() {
+    const MAX: usize = 3;
+    const SENT: usize = 20;
+    let limits: [fn(&mut Limits); 2] = [
+        |limits| limits.max_in_flight_requests = MAX,
+        |limits| limits.max_in_flight_bytes = MAX * 1024,
+    ];
+    for limit in limits {
+        let cluster = Cluster::start_with(1, |config| limit(&mut config.limits)).await;
+        let broker = cluster.brokers[0].state.clone();
+        cluster.brokers[0].set_mode(ProduceMode::Hold);
+        // Told apart by the time that they have, of which some is used up on the way.
+        let taken = |is_greedy: bool| {
+            let produced = broker.produced.lock().unwrap();
+            let of = |request: &&v1::ProduceRequest| (request.timeout_ms <= 20_000) == is_greedy;
+            produced.iter().filter(of).count()
+        };
+        let mut greedy = cluster.client(0).await;
+        for _ in 0..SENT {
+            greedy.send(&produce("t", 0, -1, 20_000), 7).await;
+        }
+        until("it has what it may have", async || taken(true) >= MAX).await;
+        // All are read in turn: while others are served, it would have got more.
+        let mut others = Vec::new();
+        for n in 1..=5 {
+            let mut other = cluster.client(0).await;
+            other.send(&produce("t", 0, -1, 60_000), 7).await;
+            until("another client is served", async || taken(false) == n).await;
+            others.push(other);
+        }
+        // One whose answer is waited for, and one that waits for room, come on top.
+        assert!(taken(true) <= MAX + 2, "{} are in flight", taken(true));
+        broker.released.cancel();
+        for _ in 0..SENT {
+            let (_, response) = greedy.receive::<k::ProduceRequest>(7).await;
+            assert_eq!(partition_of(&response).error_code, 0);
+        }
+    }
 }
 
 #[tokio::test]

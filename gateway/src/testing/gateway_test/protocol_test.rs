@@ -27,9 +27,7 @@ async fn versions_from_the_future_are_refused_and_do_no_harm() {
     }
     let mut client = cluster.client(0).await;
     for version in 0..=5 {
-        let response = client
-            .call(&k::ApiVersionsRequest::default(), version)
-            .await;
+        let response = client.call(&api_versions(), version).await;
         assert_eq!(response.error_code, 0);
         let produce = response
             .api_keys
@@ -38,6 +36,55 @@ async fn versions_from_the_future_are_refused_and_do_no_harm() {
             .unwrap();
         assert_eq!((produce.min_version, produce.max_version), (0, 13));
         assert_eq!(response.api_keys.len(), Api::ALL.len());
+    }
+}
+
+fn api_versions() -> k::ApiVersionsRequest {
+    let mut request = k::ApiVersionsRequest::default();
+    request.client_software_name = "a-client".into();
+    request.client_software_version = "1.2.3-rc.1".into();
+    request
+}
+
+#[tokio::test]
+async fn a_client_without_a_name_or_of_another_cluster_is_told_so() {
+    let cluster = Cluster::start(1).await;
+    let mut client = cluster.client(0).await;
+    for (name, version) in [
+        ("", "1"),
+        ("a", ""),
+        ("-a", "1"),
+        ("a", "1+x"),
+        ("a b", "1"),
+    ] {
+        let mut request = api_versions();
+        request.client_software_name = name.into();
+        request.client_software_version = version.into();
+        assert_eq!(
+            client.call(&request, 4).await.error_code,
+            42,
+            "{name} {version}"
+        );
+        assert_eq!(
+            client.call(&request, 2).await.error_code,
+            0,
+            "before KIP-511"
+        );
+    }
+    let described = client.call(&k::DescribeClusterRequest::default(), 0).await;
+    let (own, broker) = (described.cluster_id, described.brokers[0].broker_id);
+    for (cluster_id, node_id, error) in [
+        (Some(own.clone()), broker, 0),
+        (Some(own.clone()), -1, 0),
+        (Some("another".into()), -1, 129),
+        (Some(own), 9999, 129),
+        (None, broker, 0),
+    ] {
+        let mut request = api_versions();
+        (request.cluster_id, request.node_id) = (cluster_id, node_id);
+        let response = client.call(&request, 5).await;
+        assert_eq!(response.error_code, error, "{request:?}");
+        assert_eq!(response.api_keys.is_empty(), error != 0);
     }
 }
 
