@@ -3,7 +3,7 @@
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help run test test-all check-consistency check bench fix
+.PHONY: help run test test-all figures check-consistency check bench fix
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1	/p' $(MAKEFILE_LIST)
@@ -17,6 +17,9 @@ test: ## what every change must pass
 
 test-all: ## test, and what takes longer: Jaeger, container images, broken brokers, rolling restart, 10,000 partitions
 	scripts/test-all.sh
+
+figures: ## what test-all only watches, held to its goals: 10,000 partitions, catch-up, replication lag; wants a quiet machine
+	scripts/figures.sh
 
 check-consistency: ## clients against faults, judged, for as long as ARGS="--minutes 30 --seed 1" says
 	cargo build --release --locked -p chronik-controller -p chronik-broker -p chronik-gateway -p chronik-cli

@@ -256,9 +256,10 @@ def main():
     print("three brokers each, replication factor 3, acks=all, min.insync.replicas=2, idempotent")
     print("chronik: fsynced by a majority before the ack; kafka: page cache (its default)")
     show(rows)
-    bad = [row for row in rows if row[3]["lost"] or row[3]["duplicated"] or row[3]["corrupt"]]
+    bad = [row for row in rows
+           if any(row[3][what] for what in ("lost", "duplicated", "reordered", "corrupt"))]
     if bad:
-        raise SystemExit("records were lost, duplicated or changed: see above")
+        raise SystemExit("records were lost, duplicated, reordered or changed: see above")
 
 
 if __name__ == "__main__":

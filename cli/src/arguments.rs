@@ -171,8 +171,10 @@ pub enum PartitionCommand {
     List {
         #[command(flatten)]
         access: Access,
+        /// Of this topic only.
         #[arg(long)]
         topic: Option<String>,
+        /// In this state only.
         #[arg(long)]
         state: Option<PartitionState>,
     },
@@ -289,6 +291,7 @@ pub enum TopicCommand {
     Create {
         #[command(flatten)]
         access: Access,
+        /// The topic's name.
         name: String,
         /// Number of partitions; the cluster's default where not given.
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..))]
@@ -325,6 +328,7 @@ pub enum TopicCommand {
     Reassign {
         #[command(flatten)]
         access: Access,
+        /// The topic's name.
         name: String,
         /// Brokers that shall hold the topic.
         #[arg(
@@ -343,6 +347,7 @@ pub enum TopicCommand {
     AlterConfig {
         #[command(flatten)]
         access: Access,
+        /// The topic's name.
         name: String,
         /// Set a config. May be given several times.
         #[arg(long, value_name = "KEY=VALUE", value_parser = key_value, group = "changes")]
@@ -361,6 +366,7 @@ pub enum TopicCommand {
     AddPartitions {
         #[command(flatten)]
         access: Access,
+        /// The topic's name.
         name: String,
         /// The number of partitions the topic shall have, not how many to add.
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..))]
@@ -370,6 +376,7 @@ pub enum TopicCommand {
     Delete {
         #[command(flatten)]
         access: Access,
+        /// The topic's name.
         name: String,
     },
 }

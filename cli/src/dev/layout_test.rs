@@ -42,6 +42,29 @@ fn a_fresh_cluster_has_three_controllers_three_brokers_and_an_endpoint_per_broke
 }
 
 #[test]
+fn help_tells_what_a_cluster_is_without_flags() {
+    use clap::CommandFactory as _;
+    let command = crate::arguments::Arguments::command();
+    let dev = command.find_subcommand("dev").unwrap();
+    for (name, default) in [
+        ("kafka_port", DEFAULT_KAFKA_PORT),
+        ("rest_port", DEFAULT_REST_PORT),
+        ("controllers", DEFAULT_CONTROLLERS),
+        ("brokers", DEFAULT_BROKERS),
+        ("gateways", DEFAULT_GATEWAYS),
+    ] {
+        let argument = dev.get_arguments().find(|a| a.get_id() == name).unwrap();
+        let help = argument.get_help().unwrap().to_string();
+        assert!(
+            help.contains(&format!("[default: {default}]")),
+            "{name}: {help}"
+        );
+    }
+    // As the README has it.
+    assert_eq!((DEFAULT_KAFKA_PORT, DEFAULT_REST_PORT), (9092, 8080));
+}
+
+#[test]
 fn a_restart_keeps_every_port_and_survives_the_file() {
     let first = plan(None, FREE).unwrap();
     let text = toml::to_string(&first).unwrap();

@@ -160,3 +160,51 @@ fn rest(services: &[Service]) -> Vec<String> {
         .map(|service| service.http_address.clone())
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn service(role: Role, http: &str, kafka: &[&str]) -> Service {
+        Service {
+            name: String::new(),
+            role,
+            id: String::new(),
+            config: PathBuf::new(),
+            log: PathBuf::new(),
+            rpc_address: None,
+            http_address: http.to_owned(),
+            kafka_addresses: kafka.iter().map(|&address| address.to_owned()).collect(),
+            toml: String::new(),
+        }
+    }
+
+    #[test]
+    fn a_person_is_told_what_is_up_where_and_what_to_try() {
+        let services = [
+            service(Role::Controller, "127.0.0.1:8080", &[]),
+            service(Role::Broker, "127.0.0.1:1", &[]),
+            service(Role::Broker, "127.0.0.1:2", &[]),
+            service(
+                Role::Gateway,
+                "127.0.0.1:3",
+                &["127.0.0.1:9092", "127.0.0.1:9093"],
+            ),
+        ];
+        let told = summary(
+            &services,
+            Path::new("/some/data"),
+            Duration::from_millis(1234),
+        );
+        assert_eq!(
+            told,
+            "Chronik is up: 1 controller, 2 brokers, 1 gateway (1.2 s)\n  \
+             Kafka  127.0.0.1:9092, 127.0.0.1:9093\n  \
+             REST   http://127.0.0.1:8080/v1/cluster (OpenAPI: /openapi.json)\n  \
+             data   /some/data (logs: logs/)\n  \
+             try    echo hello | kcat -b 127.0.0.1:9092 -t hello -P\n         \
+             kcat -b 127.0.0.1:9092 -t hello -C -e\n  \
+             stop   Ctrl-C\n"
+        );
+    }
+}

@@ -38,7 +38,7 @@ fn a_cluster_takes_its_first_record_within_two_seconds_of_its_start() {
     report(&format!(
         "start of a fresh cluster to the first acked record, 3 runs: {spread}"
     ));
-    assert!(spread.median < START_BOUND, "{spread}");
+    assert!(spread.max < START_BOUND, "{spread}");
 }
 
 #[test]

@@ -23,3 +23,4 @@ mod log_life;
 mod paused;
 mod reassignment;
 mod scale;
+mod start_order;

@@ -7,7 +7,7 @@ use chronik_tests::wire::{Answer, Random, RawConnection, assert_serves, request_
 const FRAMES: u64 = 4000;
 const MEMORY_GROWTH_MIB_MAX: f64 = 200.0;
 
-/// API keys and highest versions that a gateway of this issue serves.
+/// API keys and highest versions that a gateway serves; `admin.rs` holds the same against Kafka's own tool.
 const APIS: &[(i16, u64)] = &[
     (0, 13),
     (1, 18),
@@ -25,12 +25,18 @@ const APIS: &[(i16, u64)] = &[
     (18, 5),
     (19, 7),
     (20, 6),
+    (21, 2),
     (22, 5),
     (23, 4),
     (32, 4),
+    (35, 5),
     (37, 3),
+    (43, 2),
     (44, 1),
+    (45, 1),
+    (46, 0),
     (60, 2),
+    (64, 0),
 ];
 
 fn small(name: &str) -> Cluster {

@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use chronik_tests::scale::{Bounds, Plan, run};
+use chronik_tests::figures::Allowance;
+use chronik_tests::scale::{Goals, Plan, run};
 
 #[test]
 fn hundreds_of_partitions_rest_fail_over_and_restart() {
@@ -14,7 +15,8 @@ fn hundreds_of_partitions_rest_fail_over_and_restart() {
             partitions_per_topic: 50,
             rest_after_ms: 2000,
             idle_window: Duration::from_secs(10),
-            bounds: Bounds {
+            allowance: Allowance::NONE,
+            goals: Goals {
                 created: Duration::from_secs(20),
                 idle_cpu: 0.10,
                 // Few replicas share what a broker holds anyway.

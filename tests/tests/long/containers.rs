@@ -125,6 +125,7 @@ fn build_images(engine: &Engine) {
         };
         let size: f64 = inspect("{{.Size}}").parse().expect("a size in bytes");
         report(&format!("image {image}: {:.1} MB", size / 1e6));
+        assert!(size < 60e6, "image {image} has {size} bytes");
         let user = inspect("{{.Config.User}}");
         assert!(
             !user.is_empty() && user != "root" && !user.starts_with("0"),

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use chronik_tests::cluster::{BROKERS, Cluster, Options};
-use chronik_tests::figures::report;
+use chronik_tests::figures::{Allowance, report};
 use chronik_tests::ledger::produce;
 use chronik_tests::rest::Rest;
 use serde_json::json;
 
 const DEADLINE: Duration = Duration::from_secs(180);
-const BOUND_SECONDS: f64 = 0.1;
+const GOAL_MS: f64 = 100.0;
 const METRIC: &str = "chronik_broker_replication_seconds_bucket{le=\"";
 
 /// Answers of followers so far by how long they took at most, in milliseconds, over all brokers.
@@ -83,7 +83,8 @@ fn followers_are_hardly_behind_at_half_of_the_peak_rate() {
         produced.acked as f64 / produced.seconds
     ));
     assert!(count > 1000, "{count} appends");
-    assert!((p99 as f64) / 1000.0 <= BOUND_SECONDS, "p99 up to {p99} ms");
+    let allowance = Allowance::of_this_run();
+    allowance.hold("replication lag: p99 in ms", p99 as f64, GOAL_MS);
     produced.verify(&cluster);
     cluster.assert_no_panic();
     cluster.stop();

@@ -9,7 +9,7 @@ use chronik_tests::cluster::{BROKERS, Cluster, Options};
 use chronik_tests::figures::report;
 use chronik_tests::process::OwnChild;
 use chronik_tests::rest::Rest;
-use chronik_tests::tools::{cached, kcat, run_ok};
+use chronik_tests::tools::{cached, kafka_topics, kcat, run_ok};
 use chronik_tests::wait::{holds, wait_for};
 use serde_json::{Value, json};
 
@@ -273,6 +273,69 @@ fn the_producers_own_trace_is_gone_on_with() {
     });
     cluster.assert_no_panic();
     cluster.stop();
+}
+
+/// A call of the gateway, and what it makes another service do, in one trace.
+fn wait_for_call(jaeger: &Jaeger, request: &str, call: &str) {
+    wait_for(&format!("{request} with {call}"), DEADLINE, || {
+        let traces = jaeger.traces_of("chronik-gateway", request)?;
+        let is_whole = |trace: &Trace| {
+            let of_request: BTreeSet<_> =
+                trace.named(request).iter().map(|s| s.id.clone()).collect();
+            let calls = trace.named(call);
+            calls
+                .iter()
+                .any(|span| span.parent.as_ref().is_some_and(|p| of_request.contains(p)))
+        };
+        let seen = traces.first().map(Trace::outline);
+        holds(
+            traces.iter().any(is_whole),
+            format!("{} traces, as {seen:?}", traces.len()),
+        )
+    });
+}
+
+#[test]
+fn every_call_of_the_gateway_carries_the_trace() {
+    let jaeger = Jaeger::start();
+    let mut cluster = traced_cluster("traced-calls", &jaeger, 1.0);
+    let bootstrap = cluster.bootstrap();
+    let create = [
+        "--create",
+        "--topic",
+        "made",
+        "--partitions",
+        "1",
+        "--replication-factor",
+        "3",
+    ];
+    run_ok(&mut kafka_topics(&bootstrap, &create), "", DEADLINE);
+    produce(&cluster, None);
+    let consume = [
+        "-b",
+        &bootstrap,
+        "-X",
+        "auto.offset.reset=earliest",
+        "-c",
+        "1",
+        "-G",
+        "traced",
+        "traced",
+    ];
+    run_ok(&mut kcat(&consume), "", DEADLINE);
+    // What was made is flushed when the services stop.
+    cluster.assert_no_panic();
+    cluster.stop();
+    for (request, call) in [
+        ("kafka.CreateTopics", "controller.create_topics"),
+        ("kafka.JoinGroup", "broker.join_group"),
+        ("kafka.SyncGroup", "broker.sync_group"),
+        ("kafka.OffsetFetch", "broker.fetch_offsets"),
+        ("kafka.ListOffsets", "broker.list_offsets"),
+        ("kafka.Fetch", "broker.fetch"),
+    ] {
+        wait_for_call(&jaeger, request, call);
+    }
 }
 
 #[test]
