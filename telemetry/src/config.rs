@@ -43,10 +43,10 @@ where
 /// Which settings of a service its help does not name, or names with another default, as `name ... [default]` or
 /// `name = default`; `[required]` stands for any. For the services' tests.
 pub fn wrong_in_help<C: Serialize + Default>(help: &str) -> Vec<String> {
-    let defaults = Value::serialize(C::default());
     let mut wrong = Vec::new();
-    if let Ok(Value::Dict(_, defaults)) = defaults {
-        check_help(help, "", &defaults, &mut wrong);
+    match Value::serialize(C::default()) {
+        Ok(Value::Dict(_, defaults)) => check_help(help, "", &defaults, &mut wrong),
+        other => wrong.push(format!("the settings are not a table: {other:?}")),
     }
     wrong
 }
@@ -87,17 +87,16 @@ fn told_default<'a>(help: &'a str, name: &str) -> Option<&'a str> {
         ends && (before.ends_with('\n') || before.ends_with(','))
     };
     let (at, _) = help.match_indices(name).find(|(at, _)| begins(*at))?;
-    let after = &help[at + name.len()..];
-    let line = after.lines().next().unwrap_or_default();
-    match line.trim_start().strip_prefix("= ") {
-        Some(value) => Some(value.split("  ").next().unwrap_or(value).trim()),
-        None => {
-            let bracketed = after
-                .split_once('[')
-                .and_then(|(_, rest)| rest.split_once(']'));
-            Some(bracketed.map_or("", |(value, _)| value))
-        }
+    let mut lines = help[at + name.len()..].lines();
+    let line = lines.next().unwrap_or_default();
+    if let Some(value) = line.trim_start().strip_prefix("= ") {
+        return Some(value.split("  ").next().unwrap_or(value).trim());
     }
+    // What is indented more than a name goes on with the setting before.
+    let more = lines.take_while(|line| line.starts_with("    "));
+    let bracketed = |line: &'a str| line.split_once('[')?.1.split_once(']');
+    let told = std::iter::once(line).chain(more).find_map(bracketed);
+    Some(told.map_or("", |(value, _)| value))
 }
 
 /// How log lines are written.

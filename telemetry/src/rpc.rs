@@ -3,6 +3,7 @@
 //!
 //! Invariant: what is called outside of any trace sends no header, and what comes without one makes no span.
 
+use tokio_util::either::Either;
 use tonic::service::interceptor::InterceptedService;
 use tonic::{Request, Status};
 
@@ -16,10 +17,13 @@ tokio::task_local! {
 }
 
 /// Runs `future`: the calls that it makes, but for those of tasks that it spawns, carry `trace` on.
-pub async fn within<F: Future>(trace: Option<TraceContext>, future: F) -> F::Output {
+pub fn within<F: Future>(
+    trace: Option<TraceContext>,
+    future: F,
+) -> impl Future<Output = F::Output> {
     match trace {
-        Some(trace) => CURRENT.scope(trace, future).await,
-        None => future.await,
+        Some(trace) => Either::Left(CURRENT.scope(trace, future)),
+        None => Either::Right(future),
     }
 }
 

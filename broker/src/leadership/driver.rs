@@ -352,8 +352,7 @@ impl Driver {
         let led: Vec<(Arc<Replica>, ReplicaId)> = self
             .groups
             .values()
-            // As it is now: what it became a moment ago has not been told yet.
-            .filter(|group| group.replica.leadership().borrow().is_leader)
+            .filter(|group| group.leadership.is_leader)
             .filter_map(|group| {
                 let there = group
                     .replicas
@@ -383,7 +382,10 @@ impl Driver {
         };
         if fenced != self.fenced {
             self.fenced = fenced;
-            self.evaluate_all();
+            let groups: Vec<RaftGroupId> = self.groups.keys().copied().collect();
+            for group in groups {
+                self.evaluate(group);
+            }
         }
         self.check_unsettled();
         self.plan_hand_back(HAND_BACK_INTERVAL);

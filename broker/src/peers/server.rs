@@ -404,8 +404,8 @@ impl InboundPeer {
                 let refused = VoteResponse::new(endpoint.current_vote(), None, false);
                 return Answer::Vote(codec::vote_answer_to_wire(&refused));
             }
-            // Links tell whether there is a leader. Raft's own lease of it knows less: it runs on for a
-            // while though the leader's broker is gone.
+            // Links tell whether there is a leader. Raft's own lease of it knows less: it begins anew
+            // whenever Raft is opened, so a follower that rests between two campaigns would never vote.
             request.leadership_transfer |= !is_alive;
             let candidate_last = request.last_log_id;
             let may_nudge = request.leadership_transfer;

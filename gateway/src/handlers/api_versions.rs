@@ -3,8 +3,6 @@
 //! Invariant: a client that does not say what it is, or that was led here by another cluster's metadata, is told so and
 //! gets no table.
 
-use chronik_types::id::BrokerId;
-
 use crate::error::ErrorCode;
 use crate::metadata_cache::Snapshot;
 use crate::protocol::messages as m;
@@ -14,7 +12,9 @@ use crate::services::Context;
 pub async fn handle(context: Context, request: m::ApiVersionsRequest) -> m::ApiVersionsResponse {
     let is_named =
         is_name(&request.client_software_name) && is_name(&request.client_software_version);
-    let refused = if context.version >= 3 && !is_named {
+    // A broker of which cluster?
+    let is_vague = request.node_id >= 0 && request.cluster_id.is_none();
+    let refused = if context.version >= 3 && !is_named || context.version >= 5 && is_vague {
         Some(ErrorCode::InvalidRequest)
     } else if context.version >= 5 && is_misrouted(&context.services.cache.load(), &request) {
         Some(ErrorCode::RebootstrapRequired)
@@ -42,16 +42,11 @@ fn is_name(text: &str) -> bool {
         && text.bytes().all(is_inner)
 }
 
-/// The client means another cluster, or a broker that this one does not have (KIP-1242). Any endpoint serves every
-/// broker's partitions, so a client that reaches a broker by another one's endpoint is right here.
+/// The client means another cluster (KIP-1242). Which broker it means is all the same: any endpoint serves every
+/// broker's partitions.
 fn is_misrouted(snapshot: &Snapshot, request: &m::ApiVersionsRequest) -> bool {
-    let image = &snapshot.image;
-    let other_cluster = request
-        .cluster_id
-        .as_ref()
-        .is_some_and(|id| id.as_str() != image.cluster_id.as_str());
-    let no_broker = request.node_id >= 0 && !image.brokers.contains_key(&BrokerId(request.node_id));
-    snapshot.is_known() && (other_cluster || no_broker)
+    let meant = request.cluster_id.as_ref();
+    snapshot.is_known() && meant.is_some_and(|id| id.as_str() != snapshot.image.cluster_id.as_str())
 }
 
 /// The answer to a version from the future, in version 0.

@@ -296,7 +296,7 @@ fn wait_for_call(jaeger: &Jaeger, request: &str, call: &str) {
 }
 
 #[test]
-fn every_call_of_the_gateway_carries_the_trace() {
+fn calls_of_the_gateway_carry_the_trace() {
     let jaeger = Jaeger::start();
     let mut cluster = traced_cluster("traced-calls", &jaeger, 1.0);
     let bootstrap = cluster.bootstrap();

@@ -44,9 +44,7 @@ impl Driver {
                 continue;
             }
             info!(peer = broker.0, state = ?status.state, "the link to a peer changed");
-            let answers = status.is_answered() && !was.is_answered();
-            let is_open = status.is_up() && !was.is_up();
-            if answers || is_open || (status.is_up() && was.incarnation != status.incarnation) {
+            if status.is_up() && (!was.is_up() || was.incarnation != status.incarnation) {
                 came_up.push(*broker);
             }
         }
@@ -55,19 +53,12 @@ impl Driver {
         }
         // The first of them to be looked at shall wait for their turn as the last.
         self.leaderless_soon = self.about_to_lose_leader();
-        self.evaluate_all();
-        self.leaderless_soon = 0;
-        self.check_unsettled();
-    }
-
-    /// Topic by topic: what then changes in them is told together, and each image differs from the one
-    /// before in few topics.
-    pub(super) fn evaluate_all(&mut self) {
-        let mut groups: Vec<RaftGroupId> = self.groups.keys().copied().collect();
-        groups.sort_unstable();
+        let groups: Vec<RaftGroupId> = self.groups.keys().copied().collect();
         for group in groups {
             self.evaluate(group);
         }
+        self.leaderless_soon = 0;
+        self.check_unsettled();
     }
 
     /// How many groups lose their leader with the links as they are now.

@@ -74,19 +74,19 @@ async fn a_connection_has_so_many_requests_and_bytes_in_flight_and_no_more() {
         // Told apart by the time that they have, of which some is used up on the way.
         let taken = |is_greedy: bool| {
             let produced = broker.produced.lock().unwrap();
-            let of = |request: &&v1::ProduceRequest| (request.timeout_ms <= 20_000) == is_greedy;
+            let of = |request: &&v1::ProduceRequest| (request.timeout_ms <= 120_000) == is_greedy;
             produced.iter().filter(of).count()
         };
         let mut greedy = cluster.client(0).await;
         for _ in 0..SENT {
-            greedy.send(&produce("t", 0, -1, 20_000), 7).await;
+            greedy.send(&produce("t", 0, -1, 120_000), 7).await;
         }
         until("it has what it may have", async || taken(true) >= MAX).await;
         // All are read in turn: while others are served, it would have got more.
         let mut others = Vec::new();
         for n in 1..=5 {
             let mut other = cluster.client(0).await;
-            other.send(&produce("t", 0, -1, 60_000), 7).await;
+            other.send(&produce("t", 0, -1, 300_000), 7).await;
             until("another client is served", async || taken(false) == n).await;
             others.push(other);
         }

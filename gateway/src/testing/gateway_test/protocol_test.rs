@@ -77,8 +77,9 @@ async fn a_client_without_a_name_or_of_another_cluster_is_told_so() {
         (Some(own.clone()), broker, 0),
         (Some(own.clone()), -1, 0),
         (Some("another".into()), -1, 129),
-        (Some(own), 9999, 129),
-        (None, broker, 0),
+        (Some(own), 9999, 0),
+        (None, broker, 42),
+        (None, -1, 0),
     ] {
         let mut request = api_versions();
         (request.cluster_id, request.node_id) = (cluster_id, node_id);
