@@ -1,15 +1,13 @@
 #!/usr/bin/env bash
-# `make figures`: the tests whose goals are absolute (seconds, MB/s, KiB), held to the goals themselves.
-# `make test-all` runs them too, and allows three times as much: machines differ by that. Wants a machine
-# on which nothing else runs.
+# `make figures`: the tests whose goals depend on the machine (seconds, MB/s, processor time), held to the
+# goals themselves. `make test-all` runs them too, and allows three times as much: machines differ by that.
+# Wants a machine on which nothing else runs.
 #
 # Its last line is `N passed, N failed`.
 set -uo pipefail
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source=scripts/stages.sh
-. "$root/scripts/stages.sh"
-cd "$root"
+. "$(dirname "${BASH_SOURCE[0]}")/stages.sh"
 
 stage "test tools" check scripts/install-test-tools.sh
 stage "build" check cargo build --release --locked "${product[@]}"

@@ -1,5 +1,9 @@
-# Stages of a test run: times, and one count over all runners. Sourced by test.sh and test-all.sh.
+# Stages of a test run: times, and one count over all runners. Sourced by test.sh, test-all.sh and
+# figures.sh, which then run in the root of the project.
 # shellcheck shell=bash
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$root" || exit 1
 
 target=${CARGO_TARGET_DIR:-$root/target}
 export CHRONIK_BIN_DIR=${CHRONIK_BIN_DIR:-$target/release}

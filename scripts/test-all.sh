@@ -9,10 +9,8 @@
 # Its last line is `N passed, N failed`, over both parts.
 set -uo pipefail
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source=scripts/stages.sh
-. "$root/scripts/stages.sh"
-cd "$root"
+. "$(dirname "${BASH_SOURCE[0]}")/stages.sh"
 
 # The lines of `make test` are shown as they come; its last one is added to ours.
 make_test() {

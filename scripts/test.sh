@@ -12,10 +12,8 @@
 # counts as one failure.
 set -uo pipefail
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source=scripts/stages.sh
-. "$root/scripts/stages.sh"
-cd "$root"
+. "$(dirname "${BASH_SOURCE[0]}")/stages.sh"
 
 stage "test tools" check scripts/install-test-tools.sh
 stage "build" check cargo build --release --locked "${product[@]}"

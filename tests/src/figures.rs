@@ -18,6 +18,7 @@ pub fn report(line: &str) {
 pub struct Allowance(f64);
 
 impl Allowance {
+    /// For what does not depend on the machine.
     pub const NONE: Allowance = Allowance(1.0);
     const DAILY: Allowance = Allowance(3.0);
 

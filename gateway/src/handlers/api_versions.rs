@@ -6,6 +6,7 @@
 use crate::error::ErrorCode;
 use crate::metadata_cache::Snapshot;
 use crate::protocol::messages as m;
+use crate::protocol::messages::api_versions_response::ApiVersion;
 use crate::protocol::versions::advertised;
 use crate::services::Context;
 
@@ -21,15 +22,17 @@ pub async fn handle(context: Context, request: m::ApiVersionsRequest) -> m::ApiV
     } else {
         None
     };
-    if let Some(error) = refused {
-        return message!(m::ApiVersionsResponse {
-            error_code: error.code(),
-            finalized_features_epoch: -1
-        });
+    match refused {
+        Some(error) => answer(error, Vec::new()),
+        None => answer(ErrorCode::None, advertised()),
     }
+}
+
+fn answer(error: ErrorCode, api_keys: Vec<ApiVersion>) -> m::ApiVersionsResponse {
     message!(m::ApiVersionsResponse {
-        api_keys: advertised(),
-        finalized_features_epoch: -1
+        error_code: error.code(),
+        api_keys: api_keys,
+        finalized_features_epoch: -1,
     })
 }
 
@@ -51,9 +54,5 @@ fn is_misrouted(snapshot: &Snapshot, request: &m::ApiVersionsRequest) -> bool {
 
 /// The answer to a version from the future, in version 0.
 pub fn unsupported() -> m::ApiVersionsResponse {
-    message!(m::ApiVersionsResponse {
-        error_code: ErrorCode::UnsupportedVersion.code(),
-        api_keys: advertised(),
-        finalized_features_epoch: -1,
-    })
+    answer(ErrorCode::UnsupportedVersion, advertised())
 }

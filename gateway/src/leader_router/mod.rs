@@ -101,9 +101,7 @@ pub struct BrokerLink {
 
 impl BrokerLink {
     pub fn data(&self) -> DataClient<TracedChannel> {
-        DataClient::new(carrying(self.unary.clone()))
-            .max_decoding_message_size(chronik_proto::MESSAGE_SIZE_MAX)
-            .max_encoding_message_size(chronik_proto::MESSAGE_SIZE_MAX)
+        data_client(self.unary.clone())
     }
 
     pub fn groups(&self) -> GroupsClient<TracedChannel> {
@@ -330,8 +328,8 @@ impl LeaderRouter {
     }
 }
 
-fn data_client(channel: Channel) -> DataClient<Channel> {
-    DataClient::new(channel)
+fn data_client(channel: Channel) -> DataClient<TracedChannel> {
+    DataClient::new(carrying(channel))
         .max_decoding_message_size(chronik_proto::MESSAGE_SIZE_MAX)
         .max_encoding_message_size(chronik_proto::MESSAGE_SIZE_MAX)
 }

@@ -24,10 +24,10 @@ use tokio::time::Instant;
 /// Read at once, and chunks that may wait per direction of a connection.
 const CHUNK_SIZE: usize = 64 * 1024;
 const CHUNKS_MAX: usize = 32;
-/// How often a connection's owner is looked for: the kernel's table is read in pieces, and while it
-/// changes a line may be missed.
-const OWNER_TRIES: usize = 40;
-const OWNER_RETRY: Duration = Duration::from_millis(5);
+/// How long a connection's owner is looked for, and between two looks: the kernel's table is read in
+/// pieces, and while it changes a line may be missed.
+const OWNER_WITHIN: Duration = Duration::from_secs(1);
+const OWNER_LOOK_INTERVAL: Duration = Duration::from_millis(5);
 
 /// What happens to bytes from one service to another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -213,16 +213,19 @@ impl Relay {
     /// Who connects from an address. A connection of nobody we know could not be cut from anybody:
     /// there is none, but that of a process that has just died.
     async fn source(&self, there: SocketAddr, here: SocketAddr) -> Option<String> {
-        for _ in 0..OWNER_TRIES {
+        let deadline = Instant::now() + OWNER_WITHIN;
+        loop {
             let owners = self.owners.clone();
             let find = move || owner_of(socket_inode(there, here)?, &owners);
             let found = tokio::task::spawn_blocking(find).await;
             if let Ok(Some(name)) = found {
                 return Some(name);
             }
-            tokio::time::sleep(OWNER_RETRY).await;
+            if Instant::now() >= deadline {
+                return None;
+            }
+            tokio::time::sleep(OWNER_LOOK_INTERVAL).await;
         }
-        None
     }
 
     fn direction(&self, from: &str, to: &str) -> Direction {

@@ -95,7 +95,7 @@ fn tests_sleep_only_between_two_looks() {
         "cli/src/dev/process_test.rs",
         "controller/tests/service/common.rs",
         "tests/src/wait.rs",
-        // Looks so many times for who connects.
+        // Looks for who connects; and a link that is slow, which is the fault itself.
         "tests/src/checker/network.rs",
     ];
     // Files of tests only; what is beside the code it tests in one file is left to readers.
@@ -276,7 +276,7 @@ fn bad_configuration_is_refused_with_exit_code_64() {
 }
 
 #[test]
-fn every_setting_is_documented_by_help() {
+fn every_program_tells_what_it_is_for() {
     for service in [
         "chronik-controller",
         "chronik-broker",

@@ -96,7 +96,8 @@ fn a_replica_that_missed_a_gibibyte_catches_up_beside_its_clients() {
     missed.verify(&cluster);
     let allowance = Allowance::of_this_run();
     allowance.hold("catch-up: seconds per gigabyte", 1e9 / rate, RATE_GOAL);
-    allowance.hold(
+    // A ratio of one run, whatever the machine.
+    Allowance::NONE.hold(
         "catch-up: p99 of writes beside it, in times of before",
         meanwhile / before,
         P99_GOAL,
