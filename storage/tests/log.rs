@@ -273,7 +273,15 @@ fn segments_hold_exactly_the_batches() {
         assert_eq!(name, i64::from_be_bytes(content[..8].try_into().unwrap()));
         bytes.extend(content);
     }
-    assert_eq!(bytes, all.concat());
+    // What is little stays in the WAL.
+    let all = all.concat();
+    assert!(all.starts_with(&bytes));
+    let left = all.len() - bytes.len();
+    assert!(
+        left < 4096 && bytes.len() > 4096,
+        "{left} of {} bytes",
+        all.len()
+    );
 }
 
 #[test]

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::agreement::controllers_agree;
 use crate::bin_dir;
 use crate::process::{OwnChild, ProcessId, Talking};
 use crate::rest::Rest;
@@ -21,6 +22,8 @@ use crate::wait::{holds, wait_for};
 
 const START_DEADLINE: Duration = Duration::from_secs(120);
 const STOP_DEADLINE: Duration = Duration::from_secs(90);
+/// Until controllers that were behind have caught up.
+const AGREE_DEADLINE: Duration = Duration::from_secs(60);
 /// How long an orderly stop of a broker may take.
 pub const STOP_BOUND: Duration = Duration::from_secs(10);
 /// Brokers of a test take records however full the machine's disk is, within reason.
@@ -329,8 +332,19 @@ impl Cluster {
         self.restarted.clear();
     }
 
+    /// The controllers that run hold the same state.
+    pub fn assert_controllers_agree(&self) {
+        let controllers = self.services().filter(|s| s.name.starts_with("controller"));
+        let running = controllers.filter(|controller| controller.process.is_alive());
+        let addresses: Vec<String> = running.map(|controller| controller.http.clone()).collect();
+        if let Err(difference) = controllers_agree(&addresses, AGREE_DEADLINE) {
+            panic!("{}: {difference}", self.name);
+        }
+    }
+
     /// SIGTERM to what was started one by one and to the launcher; all have to end, and to end well.
     pub fn stop(&mut self) {
+        self.assert_controllers_agree();
         // The order of `chronik dev`: what others depend on goes last.
         for role in ["gateway", "broker", "controller"] {
             for (name, child) in &mut self.restarted {

@@ -4,6 +4,7 @@
 //! ended by its own pid when the test ends in any way; waiting is always for a condition, with a
 //! deadline; data and logs of a failed test are kept and their place is printed.
 
+pub mod agreement;
 pub mod cluster;
 pub mod ledger;
 pub mod log_files;

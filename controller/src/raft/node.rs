@@ -401,6 +401,10 @@ fn raft_config(config: &Config) -> Result<openraft::Config, String> {
         notification_channel_size: Some(1024),
         state_machine_channel_size: Some(64),
         enable_pre_vote: Some(true),
+        // A leader sends an entry to the others before its own disk has it. Killed in between and
+        // back before anybody missed it, it would give the entry's index to another one in the same
+        // term, and the controllers would hold different states for ever.
+        enable_leader_restore: Some(false),
         // Against a partial partition that keeps a leader without a majority: needs > 3 voters.
         quorum_loss_probe_interval: (config.controllers.len() > 3)
             .then(|| raft.election_timeout_max_ms.saturating_mul(3)),

@@ -184,6 +184,10 @@ impl Fleet {
         self.kafka.join(",")
     }
 
+    pub fn rest_addresses(&self) -> &[String] {
+        &self.rest
+    }
+
     /// For requests that may wait.
     pub fn rest(&self) -> Rest {
         Rest::new(self.rest.clone())

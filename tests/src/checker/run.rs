@@ -11,11 +11,14 @@ use super::judge::{Verdict, judge};
 use super::nemesis::Nemesis;
 use super::schedule::{Extent, Family, Step, plan};
 use super::workload::{Load, TOPICS, Workload};
+use crate::agreement::controllers_agree;
 use crate::turn::Turn;
 use crate::wire::Random;
 
 const START_DEADLINE: Duration = Duration::from_secs(60);
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
+/// Until controllers that were behind have caught up.
+const AGREE_DEADLINE: Duration = Duration::from_secs(60);
 /// What follows the faults takes less.
 const AFTER_FAULTS: Duration = Duration::from_secs(900);
 
@@ -255,6 +258,7 @@ fn read_back_from_fewer(
         ready(fleet, name);
     }
     workload.command("readback after a start of everything");
+    late.extend(controllers_agree(fleet.rest_addresses(), AGREE_DEADLINE).err());
     say("read back whole, without each broker, and after kill -9 of everything");
     late
 }

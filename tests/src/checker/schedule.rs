@@ -248,6 +248,8 @@ impl Chooser {
             ),
             2 => (Fault::KillAll("broker".to_owned()), self.millis(0, 1500)),
             3 => (Fault::KillInTurn, self.millis(500, 1500)),
+            // Back before the others have missed it.
+            4..=6 => (Fault::Kill(self.anybody()), self.millis(0, 50)),
             _ => (Fault::Kill(self.anybody()), self.millis(0, 5000)),
         }
     }

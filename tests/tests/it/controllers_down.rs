@@ -1,10 +1,14 @@
 //! Static stability: with every controller down, records flow, and brokers and gateways restart.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use chronik_tests::cluster::{Cluster, Options};
 use chronik_tests::ledger::{Produced, Production, produce};
 use chronik_tests::rest::Rest;
+use chronik_tests::wait::{holds, wait_for};
+use reqwest::Method;
 use serde_json::json;
 
 const DEADLINE: Duration = Duration::from_secs(120);
@@ -150,6 +154,85 @@ fn a_controller_leader_that_dies_is_invisible_to_records() {
     produced.assert_all_acked(200_000);
     produced.verify(&cluster);
     rest.wait_until_healthy("later", DEADLINE);
+    cluster.assert_no_panic();
+    cluster.stop();
+}
+
+/// Sets a config to one value after the other until told; gives the last one that was acknowledged.
+fn change_configs(addresses: Vec<String>, topic: &str, is_over: &AtomicBool) -> u64 {
+    let rest = Rest::new(addresses);
+    let path = format!("/v1/topics/{topic}/configs");
+    let mut acked = 0;
+    for value in 1.. {
+        if is_over.load(Ordering::Acquire) {
+            break;
+        }
+        let body = json!({"configs": {"retention.ms": value.to_string()}});
+        match rest.ask(Method::PATCH, &path, Some(&body)) {
+            Some(answer) if answer.status < 300 => acked = value,
+            _ => {}
+        }
+    }
+    acked
+}
+
+/// It sends an entry before its own disk has it. If it went on in its old term, without that entry,
+/// the others would keep what it has never heard of.
+#[test]
+fn a_leading_controller_killed_while_it_writes_and_back_at_once_holds_what_the_others_hold() {
+    const WRITERS: usize = 6;
+    const ROUNDS: usize = 6;
+    let mut cluster = Cluster::start("leader-back");
+    let rest = cluster.rest();
+    let topics: Vec<String> = (0..WRITERS)
+        .map(|index| format!("changed-{index}"))
+        .collect();
+    for topic in &topics {
+        rest.create_topic(topic, 1, 3, json!({}));
+    }
+    let is_over = AtomicBool::new(false);
+    let addresses = cluster.rest_addresses().to_vec();
+    let acked: Vec<u64> = thread::scope(|scope| {
+        let spawn = |(index, topic): (usize, &String)| {
+            let mut addresses = addresses.clone();
+            let count = addresses.len();
+            addresses.rotate_left(index % count);
+            let is_over = &is_over;
+            let topic = topic.clone();
+            scope.spawn(move || change_configs(addresses, &topic, is_over))
+        };
+        let writers: Vec<_> = topics.iter().enumerate().map(spawn).collect();
+        let revision = || {
+            let revision = rest.get("/v1/cluster")?["revision"].as_u64();
+            revision.ok_or_else(|| "no revision".to_owned())
+        };
+        for _ in 0..ROUNDS {
+            let name = format!("controller-{}", rest.controller_leader(DEADLINE));
+            cluster.kill_9(&name);
+            cluster.start_service(&name);
+            let before = wait_for("a controller to answer", DEADLINE, revision);
+            wait_for("changes to go on", DEADLINE, || {
+                let now = revision()?;
+                holds(now > before + 50, format!("{before} and {now}"))
+            });
+        }
+        is_over.store(true, Ordering::Release);
+        let ended = writers.into_iter().map(|writer| writer.join());
+        ended
+            .map(|acked| acked.expect("a writer that does not panic"))
+            .collect()
+    });
+    cluster.assert_controllers_agree();
+    for (topic, acked) in topics.iter().zip(acked) {
+        let shown = rest.get(&format!("/v1/topics/{topic}")).expect("the topic");
+        let value = &shown["configs"]["retention.ms"];
+        // What came last may have been done without an answer.
+        let kept: u64 = value
+            .as_str()
+            .and_then(|text| text.parse().ok())
+            .unwrap_or(0);
+        assert!(acked > 0 && kept >= acked, "{topic}: {kept} of {acked}");
+    }
     cluster.assert_no_panic();
     cluster.stop();
 }

@@ -99,7 +99,13 @@ fn a_copy_takes_from_all_and_goes_on_when_its_leader_dies() {
     rest.create_topic("copied", 1, 3, configs);
     rest.wait_until_healthy("copied", DEADLINE);
     write(&cluster, "copied", 0, 1024);
-    let leader = rest.partition("copied", 0).unwrap().leader.unwrap();
+    // Until the preferred one leads, leadership may yet move.
+    let leader = wait_for("the preferred leader", DEADLINE, || {
+        let partition = rest.partition("copied", 0)?;
+        let preferred = partition.replicas.first().copied();
+        holds(partition.leader == preferred, format!("{partition:?}"))?;
+        partition.leader.ok_or_else(|| "no replica".to_owned())
+    });
     let mut brokers = [1, 2, 3].into_iter().filter(|id| *id != leader);
     let (away, other) = (brokers.next().unwrap(), brokers.next().unwrap());
     let name = |id: i64| format!("broker-{id}");
