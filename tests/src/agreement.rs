@@ -30,7 +30,7 @@ pub fn controllers_agree(rest_addresses: &[String], deadline: Duration) -> Resul
     let copies = within(deadline, || {
         let copies = rest_addresses.iter().map(|address| copy_of(&rest, address));
         let copies = copies.collect::<Result<Vec<_>, _>>()?;
-        let revisions: Vec<&Value> = copies.iter().map(revision).collect();
+        let revisions: Vec<&Value> = copies.iter().map(|copy| revision(copy)).collect();
         match revisions.windows(2).all(|two| two[0] == two[1]) {
             true => Ok(copies),
             false => Err(format!("the controllers stay at {revisions:?}")),
@@ -51,7 +51,7 @@ pub fn controllers_agree(rest_addresses: &[String], deadline: Duration) -> Resul
     }
 }
 
-fn revision(copy: &Vec<Value>) -> &Value {
+fn revision(copy: &[Value]) -> &Value {
     &copy[0]["revision"]
 }
 
