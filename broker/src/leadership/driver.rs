@@ -4,6 +4,8 @@
 //! Invariant: level-triggered. Whatever event comes, the group is looked at as it is now; an event
 //! that is late or doubled does no harm.
 
+#[cfg(test)]
+mod driver_test;
 mod elections;
 mod hand_back;
 mod summary;
@@ -29,7 +31,7 @@ use super::{Assigned, CampaignTiming, GroupEvent, LeaderStatus, Moving, Place};
 use crate::controller_client::ClusterView;
 use crate::metrics::BrokerMetrics;
 use crate::peers::campaign::greet;
-use crate::peers::{LinkTable, Peers};
+use crate::peers::{LinkTable, Nudge, Peers};
 use crate::replica::{Leadership, Replica};
 use crate::replicas::Replicas;
 
@@ -47,7 +49,7 @@ pub struct DriverOptions {
     pub replicas: Replicas,
     pub view: watch::Receiver<ClusterView>,
     pub groups: mpsc::UnboundedReceiver<GroupEvent>,
-    pub nudges: mpsc::Receiver<RaftGroupId>,
+    pub nudges: mpsc::Receiver<Nudge>,
     /// Tells `reporter` which groups this broker leads.
     pub led: mpsc::UnboundedSender<LedEvent>,
     pub metrics: BrokerMetrics,
@@ -84,7 +86,10 @@ struct Group {
     missed: bool,
     /// In the queue, or running.
     campaigning: bool,
-    running: bool,
+    /// The campaign that runs; cancelled when it cannot be won.
+    running: Option<CancellationToken>,
+    /// The term of a candidate with a shorter log, which the next campaign goes above.
+    rival_term: Option<u64>,
     handing_back: bool,
     /// It has handed over, and leaves the election to its successor until then.
     yields_until: Option<Instant>,
@@ -123,27 +128,11 @@ struct Driver {
 
 /// Runs until the token is cancelled.
 pub async fn run(options: DriverOptions) {
-    let (events, mut task_events) = mpsc::unbounded_channel();
     let mut links = options.peers.links();
     let mut view = options.view.clone();
     let stop = options.stop.clone();
     let replicas = options.replicas.clone();
-    let mut driver = Driver {
-        options,
-        groups: HashMap::new(),
-        due: BinaryHeap::new(),
-        links: LinkTable::default(),
-        leaderless: 0,
-        leaderless_soon: 0,
-        fenced: BTreeSet::new(),
-        unsettled: BTreeSet::new(),
-        next_hand_back: None,
-        events,
-        campaigns: CampaignQueue::default(),
-        summary: Summary::default(),
-        changes: Arc::new(Semaphore::new(CHANGES_MAX)),
-        tasks: TaskTracker::new(),
-    };
+    let (mut driver, mut task_events) = Driver::new(options);
     driver.links_changed(links.borrow_and_update().clone());
     driver.view_changed(&view.borrow_and_update().clone());
     loop {
@@ -160,7 +149,7 @@ pub async fn run(options: DriverOptions) {
             }
             Some(event) = driver.options.groups.recv() => driver.group_event(event),
             Some(event) = task_events.recv() => driver.task_event(event),
-            Some(group) = driver.options.nudges.recv() => driver.nudged(group),
+            Some(nudge) = driver.options.nudges.recv() => driver.nudged(nudge),
             missed = replicas.missed() => missed.into_iter().for_each(|group| driver.missed(group)),
             changed = view.changed() => {
                 if changed.is_err() {
@@ -182,6 +171,28 @@ pub async fn run(options: DriverOptions) {
 }
 
 impl Driver {
+    /// And what its tasks tell it.
+    fn new(options: DriverOptions) -> (Driver, mpsc::UnboundedReceiver<TaskEvent>) {
+        let (events, task_events) = mpsc::unbounded_channel();
+        let driver = Driver {
+            options,
+            groups: HashMap::new(),
+            due: BinaryHeap::new(),
+            links: LinkTable::default(),
+            leaderless: 0,
+            leaderless_soon: 0,
+            fenced: BTreeSet::new(),
+            unsettled: BTreeSet::new(),
+            next_hand_back: None,
+            events,
+            campaigns: CampaignQueue::default(),
+            summary: Summary::default(),
+            changes: Arc::new(Semaphore::new(CHANGES_MAX)),
+            tasks: TaskTracker::new(),
+        };
+        (driver, task_events)
+    }
+
     fn wake_at(&self) -> Option<Instant> {
         let due = self.due.peek().map(|Reverse((at, _))| *at);
         [due, self.next_hand_back, self.summary.at]
@@ -216,7 +227,8 @@ impl Driver {
                     step_down_at: None,
                     missed: false,
                     campaigning: false,
-                    running: false,
+                    running: None,
+                    rival_term: None,
                     handing_back: false,
                     yields_until: None,
                     changing_voters: None,
@@ -293,10 +305,11 @@ impl Driver {
                         "a campaign has ended"
                     );
                     state.campaigning = false;
-                    state.running = false;
+                    state.running = None;
                     state.attempts = state.attempts.saturating_add(1);
                     state.due = None;
                     self.evaluate(group);
+                    self.go_ahead(group);
                 }
                 self.start_campaigns();
             }
@@ -352,7 +365,8 @@ impl Driver {
         let led: Vec<(Arc<Replica>, ReplicaId)> = self
             .groups
             .values()
-            .filter(|group| group.leadership.is_leader)
+            // As it is now: what it became a moment ago has not been told yet.
+            .filter(|group| group.replica.leadership().borrow().is_leader)
             .filter_map(|group| {
                 let there = group
                     .replicas
@@ -382,10 +396,7 @@ impl Driver {
         };
         if fenced != self.fenced {
             self.fenced = fenced;
-            let groups: Vec<RaftGroupId> = self.groups.keys().copied().collect();
-            for group in groups {
-                self.evaluate(group);
-            }
+            self.evaluate_all();
         }
         self.check_unsettled();
         self.plan_hand_back(HAND_BACK_INTERVAL);

@@ -11,6 +11,9 @@ use tokio::time::timeout;
 use crate::replica::Replica;
 use crate::replica::raft_config::{Raft, TypeConfig};
 
+/// A rival further ahead is told once more, and outbid then.
+const TERMS_AT_ONCE_MAX: u64 = 16;
+
 /// The vote that a replica holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HeldVote {
@@ -73,6 +76,20 @@ pub(super) async fn accept_transfer(
         return Ok(Ok(()));
     }
     raft.handle_transfer_leader(request).await
+}
+
+/// Campaigns in a term above `rival`, that of a candidate that cannot win. Raft learns no term from a
+/// request that it refuses for its log, and each election takes just the next one.
+pub async fn outbid(replica: &Replica, rival: u64) {
+    let Ok(raft) = replica.wake().await else {
+        return;
+    };
+    let own = raft.server_metrics().borrow_watched().vote.leader_id.term;
+    for _ in 0..=rival.saturating_sub(own).min(TERMS_AT_ONCE_MAX) {
+        if raft.trigger().elect(false).await.is_err() {
+            return;
+        }
+    }
 }
 
 /// An ordinary election; after a round that asks whether it could be won, if `ask_first`.

@@ -83,7 +83,7 @@ impl RaftEndpoint for Replica {
     ) -> BoxFuture<'static, Result<StreamAppendResult<TypeConfig>, Stopped>> {
         let engine = self.engine().clone();
         Box::pin(async move {
-            if let Some(answer) = engine.answer_at_rest(&request) {
+            if let Some(answer) = engine.follow_at_rest(&request).await {
                 return Ok(answer);
             }
             let matched = request.prev_log_id;
@@ -102,6 +102,9 @@ impl RaftEndpoint for Replica {
         Box::pin(async move {
             if pre_vote {
                 return Ok(engine.answer_pre_vote(&request));
+            }
+            if let Some(answer) = engine.vote_at_rest(&request).await {
+                return Ok(answer);
             }
             let raft = engine.wake().await.map_err(stopped)?;
             raft.vote(request).await.map_err(stopped)

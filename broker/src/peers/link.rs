@@ -92,6 +92,17 @@ impl Link {
         self.peer
     }
 
+    pub fn is_connected(&self) -> bool {
+        self.lock().connection.is_some()
+    }
+
+    /// Waits until there is a connection.
+    pub async fn connection(&self) {
+        let mut table = self.table.subscribe();
+        // Told after the connection is there. The sender lives as long as this link.
+        let _ = table.wait_for(|_| self.is_connected()).await;
+    }
+
     /// Starts replication of one group to the peer.
     pub fn open_session(self: &Arc<Self>, route: Route) -> Result<Session, LinkError> {
         // The window bounds answers, plus one error.

@@ -48,7 +48,15 @@ pub use queue::FrameStream;
 pub use server::PeersService;
 pub use state::{LinkState, LinkStatus, LinkTable};
 
-/// Groups whose replica here should campaign now, at most.
+/// A candidate with a shorter log tried to take over a group: the replica here is to go ahead of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Nudge {
+    pub group: RaftGroupId,
+    /// Of the candidate's request.
+    pub term: u64,
+}
+
+/// Nudges that wait, at most.
 const NUDGES_MAX: usize = 65_536;
 
 /// A replica of this broker that does not have the log where its leader's begins.
@@ -82,7 +90,7 @@ struct Inner {
     links: Mutex<HashMap<BrokerId, PeerLink>>,
     table: watch::Sender<LinkTable>,
     heard: Heard,
-    nudges: mpsc::Sender<RaftGroupId>,
+    nudges: mpsc::Sender<Nudge>,
     tasks: TaskTracker,
     /// When the links began to ping.
     beat: Instant,
@@ -101,9 +109,8 @@ pub struct Peers {
 }
 
 impl Peers {
-    /// The transport, and the groups whose replica here should campaign at once because a
-    /// candidate with a shorter log tried to take over.
-    pub fn new(options: PeersOptions) -> (Peers, mpsc::Receiver<RaftGroupId>) {
+    /// The transport, and whom it nudges.
+    pub fn new(options: PeersOptions) -> (Peers, mpsc::Receiver<Nudge>) {
         Peers::with_connector(options, Arc::new(GrpcConnector))
     }
 
@@ -111,7 +118,7 @@ impl Peers {
     pub fn with_connector(
         options: PeersOptions,
         connector: Arc<dyn Connector>,
-    ) -> (Peers, mpsc::Receiver<RaftGroupId>) {
+    ) -> (Peers, mpsc::Receiver<Nudge>) {
         let (nudges, nudged) = mpsc::channel(NUDGES_MAX);
         let inner = Inner {
             options,
@@ -255,8 +262,8 @@ impl Peers {
     }
 
     /// A full queue means that the driver has as much to do already; its own retries follow.
-    fn nudge(&self, group: RaftGroupId) {
-        let _ = self.inner.nudges.try_send(group);
+    fn nudge(&self, nudge: Nudge) {
+        let _ = self.inner.nudges.try_send(nudge);
     }
 
     /// A full queue means that there is enough to fetch already; leaders ask again.

@@ -10,6 +10,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use chronik_types::id::{RaftGroupId, ReplicaId};
 use futures::stream::{BoxStream, StreamExt, unfold};
@@ -35,6 +36,10 @@ use super::Peers;
 use super::codec::{self, Route};
 use super::link::{Link, LinkError, SESSION_APPENDS_MAX, SESSION_BYTES_MAX, Session, SessionEvent};
 use crate::replica::raft_config::{TypeConfig, Vote};
+
+/// Between two tries to replicate to a replica that does not answer, and the most that it grows to.
+const RETRY_DELAY: Duration = Duration::from_millis(200);
+const RETRY_DELAY_MAX: Duration = Duration::from_secs(10);
 
 type AppendResult = Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>;
 
@@ -356,9 +361,14 @@ impl NetSnapshot<TypeConfig> for ReplicaClient {
         };
         let request = codec::SnapshotRequest { vote, last_log_id };
         let request = Request::Snapshot(codec::snapshot_to_wire(&request));
+        // Nothing ends the pause of the library after an error here, so a peer that is away is waited for.
+        let ask = async {
+            self.link.connection().await;
+            self.link.request(self.route, request).await
+        };
         let answer = tokio::select! {
             closed = cancel => return Err(StreamingError::Closed(closed)),
-            answer = self.link.request(self.route, request) => answer,
+            answer = ask => answer,
         };
         match answer {
             Ok(Answer::Snapshot(answer)) => match codec::vote_from_wire(answer.vote) {
@@ -371,8 +381,19 @@ impl NetSnapshot<TypeConfig> for ReplicaClient {
     }
 }
 
+/// A peer that is not connected is tried less and less often, since every partition does so by itself.
+/// Whoever sees it come back ends the waiting (`campaign::greet`).
 impl NetBackoff<TypeConfig> for ReplicaClient {
     fn backoff(&self) -> Option<Backoff> {
-        None
+        let link = self.link.clone();
+        let mut absent = RETRY_DELAY;
+        Some(Backoff::new(std::iter::from_fn(move || {
+            let delay = match link.is_connected() {
+                true => RETRY_DELAY,
+                false => absent,
+            };
+            absent = delay.saturating_mul(2).min(RETRY_DELAY_MAX);
+            Some(delay)
+        })))
     }
 }

@@ -31,7 +31,7 @@ use super::connector::Frames;
 use super::endpoint::{RaftEndpoint, Stopped};
 use super::link::Link;
 use super::queue::{FrameQueue, FrameStream};
-use super::{Behind, Peers};
+use super::{Behind, Nudge, Peers};
 use crate::replica::raft_config::TypeConfig;
 
 /// Appends of one session that its replica has not taken yet; more than any sender's window.
@@ -404,10 +404,10 @@ impl InboundPeer {
                 let refused = VoteResponse::new(endpoint.current_vote(), None, false);
                 return Answer::Vote(codec::vote_answer_to_wire(&refused));
             }
-            // Links tell whether there is a leader. Raft's own lease of it knows less: it begins anew
-            // whenever Raft is opened, so a follower that rests between two campaigns would never vote.
+            // Links tell whether there is a leader. Raft's own lease of it knows less: it runs on for a
+            // while though the leader's broker is gone.
             request.leadership_transfer |= !is_alive;
-            let candidate_last = request.last_log_id;
+            let (candidate_last, term) = (request.last_log_id, request.vote.leader_id.term);
             let may_nudge = request.leadership_transfer;
             let result = endpoint.vote(request, pre_vote).await;
             if let Ok(response) = &result
@@ -417,7 +417,8 @@ impl InboundPeer {
             {
                 // The candidate cannot win against this longer log: campaign now instead of when
                 // this replica's turn comes.
-                peers.nudge(route.group);
+                let group = route.group;
+                peers.nudge(Nudge { group, term });
             }
             answer(result, |response| {
                 Answer::Vote(codec::vote_answer_to_wire(&response))

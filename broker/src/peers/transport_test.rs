@@ -173,7 +173,7 @@ impl RaftGroups for FakeGroups {
 
 struct Node {
     peers: Peers,
-    nudged: mpsc::Receiver<RaftGroupId>,
+    nudged: mpsc::Receiver<Nudge>,
     behind: mpsc::Receiver<Behind>,
     groups: Arc<FakeGroups>,
     address: SocketAddr,
@@ -481,9 +481,11 @@ async fn votes_are_counted_and_a_longer_log_is_nudged() {
     // It may be the only one to try: whoever only asks first must not be in vain for ever either.
     let asked = client.pre_vote(request.clone(), option()).await.unwrap();
     assert!(!asked.vote_granted);
-    assert_eq!(two.nudged.recv().await, Some(RaftGroupId(5)));
+    let group = RaftGroupId(5);
+    let nudge = Some(Nudge { group, term: 4 });
+    assert_eq!(two.nudged.recv().await, nudge);
     assert!(!client.vote(request, option()).await.unwrap().vote_granted);
-    assert_eq!(two.nudged.recv().await, Some(RaftGroupId(5)));
+    assert_eq!(two.nudged.recv().await, nudge);
 
     let mut client = one.client(99, replica(TWO)).await;
     let request = VoteRequest::<TypeConfig>::new(vote(4, ONE), None);

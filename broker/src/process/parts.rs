@@ -31,7 +31,7 @@ use crate::leadership::{
 };
 use crate::log_life::{CompactionLimits, LogLifeOptions, run_log_life};
 use crate::metrics::BrokerMetrics;
-use crate::peers::{Behind, Connector, Peers, PeersOptions};
+use crate::peers::{Behind, Connector, Nudge, Peers, PeersOptions};
 use crate::reconcile::{ReconcileOptions, Reconciler};
 use crate::replica::Upkeep;
 use crate::replica::raft_config::raft_config;
@@ -51,7 +51,7 @@ pub(super) struct Parts {
     pub(super) metrics: BrokerMetrics,
     pub(super) replicas: Replicas,
     pub(super) peers: Peers,
-    nudges: mpsc::Receiver<RaftGroupId>,
+    nudges: mpsc::Receiver<Nudge>,
     group_events: mpsc::UnboundedReceiver<GroupEvent>,
     behind: mpsc::Receiver<Behind>,
     upkeep_wanted: mpsc::UnboundedReceiver<RaftGroupId>,

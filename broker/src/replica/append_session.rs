@@ -80,7 +80,7 @@ impl Session {
         loop {
             let Some(serving) = &mut self.serving else {
                 let request = self.first().await?;
-                if let Some(answer) = self.engine.answer_at_rest(&request) {
+                if let Some(answer) = self.engine.follow_at_rest(&request).await {
                     return Some(Ok(answer));
                 }
                 lock(&self.input).stash = Some(request);

@@ -11,7 +11,8 @@
 //! - `handle` counts who uses the open instance, and so keeps it open.
 //! - `watch` publishes what the instance says of leadership, and opens another one where it ended by
 //!   itself; later each time, as `backoff` says.
-//! - `rest` tells when a replica may rest, and says and writes meanwhile what needs no instance.
+//! - `rest` tells when a replica may rest, and what its log says meanwhile.
+//! - `follower` votes and follows a new leader without an instance.
 //!
 //! Invariants:
 //! - There is at most one instance of a replica at any time. Opening and closing take turns, and a
@@ -22,6 +23,7 @@
 //!   later opens it again.
 
 mod backoff;
+mod follower;
 mod handle;
 mod rest;
 mod watch;
@@ -33,7 +35,7 @@ use chronik_storage::PartitionLog;
 use chronik_types::epoch::LeaderEpoch;
 use chronik_types::id::{RaftGroupId, ReplicaId};
 use futures::future::BoxFuture;
-use tokio::task::AbortHandle;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::warn;
@@ -83,7 +85,7 @@ struct Running {
     raft: Raft,
     /// Counts the instances of this replica.
     number: u64,
-    watcher: AbortHandle,
+    watcher: JoinHandle<()>,
     /// Tells the feeds of append sessions, and appends that wait for room, that this instance takes
     /// nothing more.
     closing: CancellationToken,
@@ -114,7 +116,7 @@ pub struct Engine {
     state: Arc<ReplicaState>,
     start: Start,
     inner: Mutex<Inner>,
-    /// Held while an instance is opened or closed.
+    /// Held while an instance is opened or closed, and while a replica at rest writes.
     turn: tokio::sync::Mutex<()>,
 }
 
@@ -203,7 +205,7 @@ impl Engine {
         inner.seat = Seat::Open(Running {
             raft: raft.clone(),
             number: inner.opened,
-            watcher: tokio::spawn(watch).abort_handle(),
+            watcher: tokio::spawn(watch),
             closing,
             ended,
         });
@@ -320,6 +322,8 @@ impl Engine {
 
     async fn finish(&self, running: Running) {
         running.watcher.abort();
+        // It may be in the middle of publishing; an error says that it was aborted.
+        let _ = running.watcher.await;
         running.closing.cancel();
         stop(running.raft, &running.ended, self.log.group_id()).await;
     }

@@ -1,11 +1,12 @@
 //! Raft instances that are closed and opened under a partition's feet.
 
+mod at_rest_test;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::stream::StreamExt;
-use openraft::async_runtime::watch::WatchReceiver;
-use openraft::raft::{AppendEntriesRequest, VoteRequest};
+use openraft::raft::AppendEntriesRequest;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::ReceiverStream;
@@ -14,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::append_session;
 use super::engine::{EngineStatus, WakeError};
 use super::queue::Acks;
-use super::raft_config::{LogId, TypeConfig, Vote};
+use super::raft_config::LogId;
 use super::test_batches::value;
 use super::test_cluster::{Cluster, LIMIT};
 use super::{AppendError, Replica};
@@ -37,19 +38,6 @@ async fn to_rest(replica: &Arc<Replica>) {
 fn last_log_id(replica: &Replica) -> Option<LogId> {
     let (index, term) = replica.log().last_entry_id()?;
     Some(super::codec::log_id(term, index))
-}
-
-fn entryless(
-    vote: Vote,
-    prev: Option<LogId>,
-    commit: Option<LogId>,
-) -> AppendEntriesRequest<TypeConfig> {
-    AppendEntriesRequest {
-        vote,
-        prev_log_id: prev,
-        entries: Vec::new(),
-        leader_commit: commit,
-    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -102,33 +90,6 @@ async fn what_is_in_use_or_not_settled_stays_open() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_replica_at_rest_is_asked_for_its_vote_without_being_opened() {
-    let mut cluster = Cluster::start(3, 2).await;
-    cluster.ack(0, value("a")).await;
-    cluster.wait_for_watermark(1, 1).await;
-    let follower = cluster.replica(1).clone();
-    to_rest(&follower).await;
-    let (vote, last) = (follower.vote(), last_log_id(&follower).unwrap());
-    let at = |term, index| Some(super::codec::log_id(term, index));
-    let term = super::codec::term(&last);
-    for (vote_term, last_log_id, granted) in [
-        (vote.leader_id.term + 1, Some(last), true),
-        (vote.leader_id.term + 1, at(term, last.index + 5), true),
-        (vote.leader_id.term + 1, at(term, last.index - 1), false),
-        (vote.leader_id.term + 1, None, false),
-        (vote.leader_id.term - 1, Some(last), false),
-    ] {
-        let candidate = Vote::new(vote_term, cluster.nodes[2].id);
-        let request = VoteRequest::<TypeConfig>::new(candidate, last_log_id);
-        let answer = follower.engine().answer_pre_vote(&request);
-        assert_eq!(answer.vote_granted, granted, "{request}");
-        assert_eq!((answer.vote, answer.last_log_id), (vote, Some(last)));
-    }
-    assert_eq!(follower.engine().status(), EngineStatus::AtRest);
-    cluster.stop_all().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_who_ask_at_once_get_one_instance() {
     let mut cluster = Cluster::start(3, 2).await;
     cluster.ack(0, value("a")).await;
@@ -160,78 +121,21 @@ async fn many_who_ask_at_once_get_one_instance() {
     cluster.stop_all().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_replica_at_rest_answers_only_what_asks_nothing_of_it() {
-    let mut cluster = Cluster::start(3, 2).await;
-    cluster.ack(0, value("a")).await;
-    cluster.wait_for_watermark(1, 1).await;
-    let follower = cluster.replica(1).clone();
-    let (vote, last) = (follower.vote(), last_log_id(&follower));
-    let engine = follower.engine();
-    assert!(
-        engine
-            .answer_at_rest(&entryless(vote, last, last))
-            .is_none(),
-        "open"
-    );
-    to_rest(&follower).await;
-    assert_eq!(
-        engine.answer_at_rest(&entryless(vote, last, last)),
-        Some(Ok(last))
-    );
-    assert_eq!(
-        engine.answer_at_rest(&entryless(vote, None, None)),
-        Some(Ok(None))
-    );
-    let mut other = vote;
-    other.leader_id.term += 1;
-    assert!(
-        engine
-            .answer_at_rest(&entryless(other, last, last))
-            .is_none()
-    );
-    let mut uncommitted = vote;
-    uncommitted.committed = false;
-    assert!(
-        engine
-            .answer_at_rest(&entryless(uncommitted, last, last))
-            .is_none()
-    );
-    let next = last.map(|id| super::codec::log_id(super::codec::term(&id), id.index + 1));
-    assert!(
-        engine
-            .answer_at_rest(&entryless(vote, next, last))
-            .is_none(),
-        "not there"
-    );
-    assert!(
-        engine
-            .answer_at_rest(&entryless(vote, last, next))
-            .is_none(),
-        "news of a commit"
-    );
-    let fork = last.map(|id| super::codec::log_id(super::codec::term(&id) + 1, id.index));
-    assert!(
-        engine
-            .answer_at_rest(&entryless(vote, fork, last))
-            .is_none(),
-        "another log"
-    );
-    assert_eq!(engine.status(), EngineStatus::AtRest);
-    cluster.stop_all().await;
-}
-
 /// One session, with the follower closed between any two appends.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_outlives_the_instances_that_serve_it() {
     let mut cluster = Cluster::start(3, 2).await;
-    for n in 0..20 {
+    for n in 0..10 {
+        cluster.ack(0, value(&n.to_string())).await;
+    }
+    cluster.wait_for_watermark(1, 10).await;
+    // What follows the follower gets from this test alone, one by one.
+    cluster.router.cut(cluster.nodes[1].id);
+    for n in 10..20 {
         cluster.ack(0, value(&n.to_string())).await;
     }
     let leader = cluster.replica(0).clone();
     let last = last_log_id(&leader).unwrap();
-    // The follower is given, once more and one by one, what it has: as after a lost connection.
-    cluster.wait_for_watermark(1, 20).await;
     let follower = cluster.replica(1).clone();
     let (requests, receiver) = mpsc::channel(8);
     let requests_stream = ReceiverStream::new(receiver).boxed();
@@ -244,6 +148,7 @@ async fn a_session_outlives_the_instances_that_serve_it() {
         Arc::default(),
         CancellationToken::new(),
     );
+    let opened = follower.engine().opened();
     for index in last.index - 10..last.index {
         use openraft::storage::RaftLogReader;
         to_rest(&follower).await;
@@ -266,6 +171,7 @@ async fn a_session_outlives_the_instances_that_serve_it() {
     }
     // The session that waits holds nothing open.
     to_rest(&follower).await;
+    assert_eq!(follower.engine().opened(), opened + 10);
     drop(requests);
     assert!(timeout(LIMIT, answers.next()).await.unwrap().is_none());
     cluster.stop_all().await;
@@ -299,28 +205,6 @@ async fn nothing_is_lost_while_followers_come_and_go() {
     for closed in futures::future::join_all(resting).await {
         assert!(closed.unwrap() > 0, "it never came to rest");
     }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_vote_once_given_stays_given() {
-    let mut cluster = Cluster::start(3, 2).await;
-    cluster.ack(0, value("a")).await;
-    cluster.wait_for_followers(0).await;
-    for n in [1, 2] {
-        cluster.wait_for_watermark(n, 1).await;
-        to_rest(cluster.replica(n)).await;
-    }
-    // The voter is opened by the election, votes, and rests again.
-    cluster.elect(1).await;
-    cluster.ack(1, value("b")).await;
-    cluster.wait_for_watermark(2, 2).await;
-    let voted = cluster.replica(2).vote();
-    assert_eq!(voted.leader_id.voted_for, cluster.nodes[1].id);
-    to_rest(cluster.replica(2)).await;
-    let open = cluster.replica(2).wake().await.unwrap();
-    assert_eq!(open.server_metrics().borrow_watched().vote, voted);
-    drop(open);
-    cluster.stop_all().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

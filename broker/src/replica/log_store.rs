@@ -62,6 +62,28 @@ fn invalid(what: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Err
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
+/// An entry of the log as Raft knows it.
+pub(super) fn to_raft(entry: LogEntry, traces: &Traces) -> io::Result<Entry> {
+    let payload = match entry.payload {
+        Payload::Blank => EntryPayload::Blank,
+        Payload::Membership(bytes) => {
+            EntryPayload::Membership(codec::decode_membership(&bytes).map_err(invalid)?)
+        }
+        Payload::Control(bytes) => {
+            let control = codec::decode_control(&bytes).map_err(invalid)?;
+            EntryPayload::Normal(EntryData::Control(control))
+        }
+        Payload::Batches { bytes, .. } => {
+            let batches = Batches::stamped(bytes, traces.get(entry.index));
+            EntryPayload::Normal(EntryData::Batches(batches))
+        }
+    };
+    Ok(Entry {
+        log_id: codec::log_id(entry.term, entry.index),
+        payload,
+    })
+}
+
 impl LogStore {
     pub fn new(
         log: PartitionLog,
@@ -114,7 +136,7 @@ impl LogStore {
         };
         entries
             .into_iter()
-            .map(|entry| self.to_raft(entry))
+            .map(|entry| to_raft(entry, &self.traces))
             .collect()
     }
 
@@ -131,27 +153,6 @@ impl LogStore {
             out.extend(part);
         }
         Ok(out)
-    }
-
-    fn to_raft(&self, entry: LogEntry) -> io::Result<Entry> {
-        let payload = match entry.payload {
-            Payload::Blank => EntryPayload::Blank,
-            Payload::Membership(bytes) => {
-                EntryPayload::Membership(codec::decode_membership(&bytes).map_err(invalid)?)
-            }
-            Payload::Control(bytes) => {
-                let control = codec::decode_control(&bytes).map_err(invalid)?;
-                EntryPayload::Normal(EntryData::Control(control))
-            }
-            Payload::Batches { bytes, .. } => {
-                let batches = Batches::stamped(bytes, self.traces.get(entry.index));
-                EntryPayload::Normal(EntryData::Batches(batches))
-            }
-        };
-        Ok(Entry {
-            log_id: codec::log_id(entry.term, entry.index),
-            payload,
-        })
     }
 
     /// Appends; waits while the storage holds all the uncommitted data that it may, for as long as

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use chronik_storage::{PartitionLog, StorageError};
+use chronik_storage::{LogEntry, PartitionLog, StorageError};
 use chronik_types::id::ReplicaId;
 use chronik_types::offset::Offset;
 use chronik_types::record_batch;
@@ -198,6 +198,34 @@ impl ReplicaState {
         }
     }
 
+    /// Applies one entry, and tells all who follow that. The high watermark after it, and what the entry
+    /// counts for until the next save, in bytes.
+    fn take(&self, entry: &Entry, now_ms: i64) -> io::Result<(Offset, usize)> {
+        let high_watermark = self.apply(entry, now_ms)?;
+        self.entry_applied(&entry.log_id, high_watermark);
+        let size = match &entry.payload {
+            EntryPayload::Normal(EntryData::Batches(batches)) => batches.bytes.len(),
+            EntryPayload::Normal(EntryData::Control(_))
+            | EntryPayload::Blank
+            | EntryPayload::Membership(_) => 0,
+        };
+        let size = size.saturating_add(ENTRY_OVERHEAD_BYTES);
+        self.marks.applied(entry.log_id.index, size);
+        Ok((high_watermark, size))
+    }
+
+    /// Applies committed entries while no Raft instance is open, and saves the state, as the closing of
+    /// an instance would.
+    pub(super) fn apply_at_rest(&self, entries: Vec<LogEntry>) -> io::Result<()> {
+        let now_ms = now_ms();
+        for entry in entries {
+            let entry = log_store::to_raft(entry, &self.traces)?;
+            self.take(&entry, now_ms)?;
+        }
+        self.save();
+        Ok(())
+    }
+
     fn entry_applied(&self, log_id: &LogId, high_watermark: Offset) {
         self.watermark.advance(high_watermark);
         self.traces.forget_applied(log_id.index);
@@ -304,19 +332,10 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         let now_ms = now_ms();
         while let Some(item) = entries.next().await {
             let (entry, responder) = item?;
-            let high_watermark = self.state.apply(&entry, now_ms)?;
-            self.state.entry_applied(&entry.log_id, high_watermark);
+            let (high_watermark, size) = self.state.take(&entry, now_ms)?;
             if let Some(responder) = responder {
                 responder.send(AppendResult { high_watermark });
             }
-            let size = match &entry.payload {
-                EntryPayload::Normal(EntryData::Batches(batches)) => batches.bytes.len(),
-                EntryPayload::Normal(EntryData::Control(_))
-                | EntryPayload::Blank
-                | EntryPayload::Membership(_) => 0,
-            };
-            let size = size.saturating_add(ENTRY_OVERHEAD_BYTES);
-            self.state.marks.applied(entry.log_id.index, size);
             self.unsaved_bytes = self.unsaved_bytes.saturating_add(size);
             self.save_if_due();
         }

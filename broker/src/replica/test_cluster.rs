@@ -14,8 +14,8 @@ use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{RPCError, RaftError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::{RPCOption, RaftNetworkFactory, RaftNetworkV2};
 use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest,
-    TransferLeaderResponse, VoteRequest, VoteResponse,
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendError,
+    TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
@@ -25,6 +25,7 @@ use super::engine::RaftHandle;
 use super::queue::{Acks, Appended, ProduceItem};
 use super::raft_config::{RaftTiming, TypeConfig, Vote, raft_config};
 use super::{AppendError, Leadership, LogConfig, PartitionState, Replica, ReplicaOptions, Upkeep};
+use crate::peers::RaftEndpoint;
 use crate::test_wait::wait_for;
 
 /// Longest that anything in these tests may take.
@@ -118,8 +119,18 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         rpc: AppendEntriesRequest<TypeConfig>,
         _option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
-        let raft = self.router.find(self.from, self.to).await?;
-        let response = raft.append_entries(rpc).await.map_err(remote)?;
+        let replica = self.router.replica(self.from, self.to)?;
+        let response = match replica.engine().follow_at_rest(&rpc).await {
+            Some(Ok(_)) => AppendEntriesResponse::Success,
+            Some(Err(StreamAppendError::HigherVote(vote))) => {
+                AppendEntriesResponse::HigherVote(vote)
+            }
+            Some(Err(StreamAppendError::Conflict(_))) => AppendEntriesResponse::Conflict,
+            None => {
+                let raft = self.router.find(self.from, self.to).await?;
+                raft.append_entries(rpc).await.map_err(remote)?
+            }
+        };
         // The answer crosses the network as well.
         self.router.replica(self.from, self.to)?;
         Ok(response)
@@ -130,8 +141,9 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         rpc: VoteRequest<TypeConfig>,
         _option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
-        let raft = self.router.find(self.from, self.to).await?;
-        raft.vote(rpc).await.map_err(remote)
+        let replica = self.router.replica(self.from, self.to)?;
+        let answer = RaftEndpoint::vote(&*replica, rpc, false).await;
+        answer.map_err(|stopped| RPCError::Unreachable(Unreachable::new(&stopped)))
     }
 
     async fn pre_vote(

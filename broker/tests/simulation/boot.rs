@@ -13,13 +13,13 @@ use chronik_broker::leadership::{
     Assigned, CampaignTiming, DriverOptions, GroupEvent, Successors, hand_over_all, run_driver,
 };
 use chronik_broker::metrics::{BrokerMetrics, seconds_histogram};
-use chronik_broker::peers::{Peers, PeersOptions};
+use chronik_broker::peers::{Nudge, Peers, PeersOptions};
 use chronik_broker::replica::raft_config::raft_config;
 use chronik_broker::replica::{PartitionState, Replica, ReplicaOptions, Upkeep};
 use chronik_broker::replicas::Replicas;
 use chronik_broker::resting::{self, RestTiming};
 use chronik_storage::Storage;
-use chronik_types::id::{BrokerId, RaftGroupId};
+use chronik_types::id::BrokerId;
 use prometheus_client::registry::Registry;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -124,7 +124,7 @@ impl Boot {
         &self,
         settings: &ReplicationSettings,
         end: &CancellationToken,
-    ) -> (Peers, mpsc::Receiver<RaftGroupId>) {
+    ) -> (Peers, mpsc::Receiver<Nudge>) {
         let (peers, nudges) = Peers::with_connector(
             PeersOptions {
                 broker_id: self.broker_id,

@@ -9,22 +9,21 @@ use std::time::Duration;
 use chronik_types::id::RaftGroupId;
 use rand::Rng;
 use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
 use super::voters::electorate;
 use super::{Driver, Group, TaskEvent, has_leader};
 use crate::leadership::{GroupView, LeaderStatus, World};
 use crate::leadership::{campaign_delay, leader_status, reaches_majority};
-use crate::peers::LinkTable;
-use crate::peers::campaign::{elect, held_vote, take_over};
+use crate::peers::campaign::{elect, held_vote, outbid, take_over};
+use crate::peers::{LinkTable, Nudge};
 
 /// How long one campaign is waited for before the next attempt is considered.
 const CAMPAIGN_TIMEOUT: Duration = Duration::from_millis(150);
 const CAMPAIGN_TIMEOUT_MAX: Duration = Duration::from_secs(1);
 /// Same, for a new group: the others may not have opened their replicas yet.
 const NEW_TIMEOUT: Duration = Duration::from_millis(40);
-/// Same, where a shorter log was in the way: the first attempt often meets a term that is taken.
-const NUDGED_TIMEOUT: Duration = Duration::from_millis(20);
 /// The second candidate of each partition waits longer the more partitions have no leader, since the
 /// first one has as many campaigns to run. One that cannot win says so, and is not waited for.
 const STAGGER_PER_GROUP: Duration = Duration::from_millis(3);
@@ -44,7 +43,9 @@ impl Driver {
                 continue;
             }
             info!(peer = broker.0, state = ?status.state, "the link to a peer changed");
-            if status.is_up() && (!was.is_up() || was.incarnation != status.incarnation) {
+            let answers = status.is_answered() && !was.is_answered();
+            let is_open = status.is_up() && !was.is_up();
+            if answers || is_open || (status.is_up() && was.incarnation != status.incarnation) {
                 came_up.push(*broker);
             }
         }
@@ -53,12 +54,19 @@ impl Driver {
         }
         // The first of them to be looked at shall wait for their turn as the last.
         self.leaderless_soon = self.about_to_lose_leader();
-        let groups: Vec<RaftGroupId> = self.groups.keys().copied().collect();
+        self.evaluate_all();
+        self.leaderless_soon = 0;
+        self.check_unsettled();
+    }
+
+    /// Topic by topic: what then changes in them is told together, and each image differs from the one
+    /// before in few topics.
+    pub(super) fn evaluate_all(&mut self) {
+        let mut groups: Vec<RaftGroupId> = self.groups.keys().copied().collect();
+        groups.sort_unstable();
         for group in groups {
             self.evaluate(group);
         }
-        self.leaderless_soon = 0;
-        self.check_unsettled();
     }
 
     /// How many groups lose their leader with the links as they are now.
@@ -72,17 +80,36 @@ impl Driver {
         u32::try_from(count).unwrap_or(u32::MAX)
     }
 
-    /// Another replica with a shorter log tries to take over and cannot win: go ahead of it.
-    pub(super) fn nudged(&mut self, group: RaftGroupId) {
-        let now = Instant::now();
-        if let Some(state) = self.groups.get_mut(&group)
-            && !state.leadership.is_leader
-            && !state.campaigning
-            && !*self.options.draining.borrow()
-        {
-            state.leader_gone = true;
-            state.campaigning = true;
-            self.campaign(group, NUDGED_TIMEOUT, now);
+    /// Another replica with a shorter log tries to take over and cannot win: go ahead of it. Otherwise
+    /// the two could take the same terms, one after the other, for very long.
+    pub(super) fn nudged(&mut self, nudge: Nudge) {
+        let Some(group) = self.groups.get_mut(&nudge.group) else {
+            return;
+        };
+        group.leader_gone = true;
+        if let Some(campaign) = &group.running {
+            if held_vote(&group.replica).term > nudge.term {
+                // The candidate is about to hear of it.
+                return;
+            }
+            campaign.cancel();
+        }
+        group.rival_term = Some(nudge.term);
+        self.go_ahead(nudge.group);
+    }
+
+    /// Starts the campaign that a rival makes necessary, if none runs and it still is.
+    pub(super) fn go_ahead(&mut self, id: RaftGroupId) {
+        let draining = *self.options.draining.borrow();
+        let Some(group) = self.groups.get_mut(&id) else {
+            return;
+        };
+        if group.leadership.is_leader || draining {
+            group.rival_term = None;
+        }
+        if group.rival_term.is_some() && group.running.is_none() {
+            group.campaigning = true;
+            self.campaign(id);
         }
     }
 
@@ -221,7 +248,7 @@ impl Driver {
     pub(super) fn start_campaigns(&mut self) {
         while let Some(id) = self.campaigns.pop() {
             // It may have been asked for twice, and run already.
-            let waits = |group: &Group| group.campaigning && !group.running;
+            let waits = |group: &Group| group.campaigning && group.running.is_none();
             if !self.groups.get(&id).is_some_and(waits) {
                 continue;
             }
@@ -234,37 +261,49 @@ impl Driver {
                 group.campaigning = false;
                 continue;
             }
-            let limit = match held_vote(&group.replica).term {
-                0 => NEW_TIMEOUT,
-                _ => CAMPAIGN_TIMEOUT,
-            };
-            let limit = limit + TIMEOUT_PER_CAMPAIGN.saturating_mul(self.campaigns.running());
-            // One that was too short, on a busy machine, is not too short for ever: the next attempt
-            // takes a new term, and would undo what this one is about to win.
-            let limit = limit
-                .saturating_mul(1 << group.attempts.min(3))
-                .min(CAMPAIGN_TIMEOUT_MAX);
-            self.campaign(id, limit, Instant::now());
+            self.campaign(id);
         }
     }
 
+    /// How long a campaign of the group is waited for.
+    fn campaign_limit(&self, group: &Group) -> Duration {
+        let limit = match held_vote(&group.replica).term {
+            0 => NEW_TIMEOUT,
+            _ => CAMPAIGN_TIMEOUT,
+        };
+        let limit = limit + TIMEOUT_PER_CAMPAIGN.saturating_mul(self.campaigns.running());
+        // One that was too short, on a busy machine, is not too short for ever: the next attempt
+        // takes a new term, and would undo what this one is about to win.
+        limit
+            .saturating_mul(1 << group.attempts.min(3))
+            .min(CAMPAIGN_TIMEOUT_MAX)
+    }
+
     /// Of a group that is marked as campaigning.
-    pub(super) fn campaign(&mut self, id: RaftGroupId, limit: Duration, now: Instant) {
+    fn campaign(&mut self, id: RaftGroupId) {
+        let now = Instant::now();
+        let Some(limit) = self.groups.get(&id).map(|group| self.campaign_limit(group)) else {
+            return;
+        };
         let Some(group) = self.groups.get_mut(&id) else {
             return;
         };
-        group.running = true;
+        let cannot_win = CancellationToken::new();
+        group.running = Some(cannot_win.clone());
         group.due = None;
         self.campaigns.started();
         let (replica, by_force) = (group.replica.clone(), group.leader_gone);
-        debug!(raft_group_id = id.0, status = ?group.status, by_force, "campaigns for a partition");
+        let rival_term = group.rival_term.take();
+        debug!(raft_group_id = id.0, status = ?group.status, by_force, ?rival_term, "campaigns for a partition");
         self.options.metrics.campaigns.inc();
         let events = self.events.clone();
         let metrics = self.options.metrics.clone();
-        self.tasks.spawn(async move {
+        let campaign = async move {
             let mut leadership = replica.leadership();
             let known = *leadership.borrow_and_update();
-            if by_force {
+            if let Some(term) = rival_term {
+                outbid(&replica, term).await;
+            } else if by_force {
                 take_over(&replica, limit.min(CAMPAIGN_TIMEOUT)).await;
             } else {
                 // One that never voted can disturb nobody: there is no need to ask first.
@@ -285,6 +324,9 @@ impl Driver {
                     .election_seconds
                     .observe(now.elapsed().as_secs_f64());
             }
+        };
+        self.tasks.spawn(async move {
+            cannot_win.run_until_cancelled(campaign).await;
             events.send(TaskEvent::Campaigned(id)).ok();
         });
     }

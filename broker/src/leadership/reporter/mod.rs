@@ -29,8 +29,11 @@ const SCAN_INTERVAL: Duration = Duration::from_millis(250);
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 /// Reports in one call.
 const REPORTS_MAX: usize = 1_000;
-/// Between two calls: each makes a new image, which everybody takes in.
+/// Between two calls: each makes a new image, which everybody takes in. Longer after a call with many
+/// reports, since many more will follow, and all images show all partitions.
 const SEND_INTERVAL: Duration = Duration::from_millis(50);
+const SEND_INTERVAL_PER_REPORT: Duration = Duration::from_millis(5);
+const SEND_INTERVAL_MAX: Duration = Duration::from_millis(300);
 /// After a call that failed.
 const RETRY_DELAY: Duration = Duration::from_millis(300);
 
@@ -44,6 +47,12 @@ pub struct ReporterOptions {
     pub led: mpsc::UnboundedReceiver<LedEvent>,
     pub metrics: BrokerMetrics,
     pub stop: CancellationToken,
+}
+
+fn send_interval(reports: usize) -> Duration {
+    let reports = u32::try_from(reports).unwrap_or(u32::MAX);
+    let longer = SEND_INTERVAL_PER_REPORT.saturating_mul(reports);
+    SEND_INTERVAL.saturating_add(longer).min(SEND_INTERVAL_MAX)
 }
 
 type Sending = BoxFuture<'static, Result<Vec<v1::PartitionReportResult>, ReportError>>;
@@ -117,7 +126,7 @@ pub async fn run(mut options: ReporterOptions) {
                 progress = table.move_progress();
             }
             if !reports.is_empty() || !progress.is_empty() {
-                send_from = now + SEND_INTERVAL;
+                send_from = now + send_interval(reports.len());
                 options.metrics.reports.inc_by(reports.len() as u64);
                 let client = options.client.clone();
                 sending = Some(Box::pin(
@@ -132,5 +141,17 @@ pub async fn run(mut options: ReporterOptions) {
             .metrics
             .partitions_led
             .set(i64::try_from(table.len()).unwrap_or(i64::MAX));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_change_is_told_soon_and_many_are_told_together() {
+        assert!(send_interval(1) < Duration::from_millis(60));
+        assert_eq!(send_interval(1_000), SEND_INTERVAL_MAX);
+        assert_eq!(send_interval(usize::MAX), SEND_INTERVAL_MAX);
     }
 }

@@ -1,6 +1,6 @@
-//! A replica without its Raft: when it may rest, and what is said and written from its log meanwhile.
+//! A replica without its Raft: when it may rest, and what its log says of it meanwhile.
 //!
-//! Invariant: it is what Raft would say and write if it were started from this log.
+//! Invariant: it is what Raft would say if it were started from this log.
 
 use std::collections::BTreeSet;
 
@@ -8,12 +8,11 @@ use chronik_storage::{LogEntry, Payload};
 use chronik_types::id::ReplicaId;
 use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver;
-use openraft::raft::{AppendEntriesRequest, StreamAppendResult, VoteRequest, VoteResponse};
 use openraft::vote::RaftLeaderId;
 
 use super::{Engine, Seat, epoch};
 use crate::replica::log_store::durably;
-use crate::replica::raft_config::{LeaderId, Membership, Raft, TypeConfig, Vote};
+use crate::replica::raft_config::{LeaderId, Membership, Raft, Vote};
 use crate::replica::{Leadership, OpenError, codec};
 
 impl Engine {
@@ -48,41 +47,8 @@ impl Engine {
         let inner = self.lock();
         match &inner.seat {
             Seat::Open(running) => running.raft.server_metrics().borrow_watched().vote,
-            _ => self.vote_at_rest(),
+            _ => self.held_at_rest(),
         }
-    }
-
-    /// Answers a leader's message that asks nothing of a replica at rest, as its Raft would: it holds
-    /// the leader's very vote, has what comes before, and knows all of it to be committed. None: it
-    /// must be opened for this.
-    pub fn answer_at_rest(
-        &self,
-        request: &AppendEntriesRequest<TypeConfig>,
-    ) -> Option<StreamAppendResult<TypeConfig>> {
-        // Held until all is compared, so that nothing is opened meanwhile.
-        let inner = self.lock();
-        let at_rest = matches!(inner.seat, Seat::Empty) && request.entries.is_empty();
-        if !at_rest || !request.vote.committed || request.vote != self.vote_at_rest() {
-            return None;
-        }
-        if let Some(prev) = &request.prev_log_id {
-            let term = self.log.term_at(prev.index).ok().flatten()?;
-            if term != codec::term(prev) || self.log.durable_index() < Some(prev.index) {
-                return None;
-            }
-        }
-        let commit = request.leader_commit.map(|log_id| log_id.index);
-        (commit <= self.log.committed()).then_some(Ok(request.prev_log_id))
-    }
-
-    /// Answers a pre-vote from the log alone, as Raft does where there is no leader (dissertation, section
-    /// 9.6): nothing is promised by it, so nothing has to be opened or written.
-    pub fn answer_pre_vote(&self, request: &VoteRequest<TypeConfig>) -> VoteResponse<TypeConfig> {
-        let vote = self.vote();
-        let last = self.log.last_entry_id();
-        let last_log_id = last.map(|(index, term)| codec::log_id(term, index));
-        let granted = request.vote >= vote && request.last_log_id >= last_log_id;
-        VoteResponse::new(vote, last_log_id, granted)
     }
 
     /// It follows a leader, and all that it has is durable, committed and applied; and everybody
@@ -115,7 +81,7 @@ impl Engine {
     }
 
     pub(super) fn leadership_at_rest(&self) -> Leadership {
-        let vote = self.vote_at_rest();
+        let vote = self.held_at_rest();
         Leadership {
             leader: vote.committed.then_some(vote.leader_id.voted_for),
             leader_epoch: epoch(vote.leader_id.term),
@@ -125,7 +91,7 @@ impl Engine {
     }
 
     /// As Raft starts with it: a leader that was stopped does not lead on.
-    fn vote_at_rest(&self) -> Vote {
+    pub(super) fn held_at_rest(&self) -> Vote {
         let mut vote = self.stored_vote().unwrap_or(Vote {
             leader_id: LeaderId::new(0, self.replica_id),
             committed: false,

@@ -1,0 +1,138 @@
+//! What the driver does with one group, step by step: its replica is real, its peers are not there.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chronik_storage::{RealDisk, Storage, StorageConfig};
+use chronik_types::id::{BrokerId, PartitionIndex, RaftGroupId, ReplicaId, TopicId};
+use prometheus_client::registry::Registry;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::*;
+use crate::peers::campaign::held_vote;
+use crate::peers::{LinkTiming, PeersOptions};
+use crate::replica::raft_config::{RaftTiming, raft_config};
+use crate::replica::{LogConfig, PartitionState, ReplicaOptions, Upkeep};
+use crate::test_wait::until;
+
+const GROUP: RaftGroupId = RaftGroupId(7);
+
+fn replica_id(broker: i32) -> ReplicaId {
+    ReplicaId {
+        broker_id: BrokerId(broker),
+        incarnation: 1,
+    }
+}
+
+async fn open(storage: &Storage, peers: &Peers, voters: &[ReplicaId]) -> Arc<Replica> {
+    let state = PartitionState {
+        isr: voters.iter().map(|voter| voter.broker_id).collect(),
+        min_insync_replicas: 1,
+        max_message_bytes: 1_048_588,
+        log_append_time: false,
+        log: LogConfig::default(),
+    };
+    let replica = Replica::open(ReplicaOptions {
+        replica_id: voters[0],
+        log: storage.open_log(GROUP).unwrap(),
+        network: peers.network(GROUP, voters[0]),
+        raft_config: raft_config(RaftTiming::default()),
+        state: watch::channel(state).1,
+        upkeep: Upkeep::default(),
+    });
+    let replica = replica.await.unwrap();
+    replica
+        .initialize(voters.iter().copied().collect::<BTreeSet<_>>())
+        .await
+        .unwrap();
+    replica
+}
+
+fn storage(folder: &Path) -> Storage {
+    let config = StorageConfig {
+        dir: folder.to_owned(),
+        // However full the machine's disk is.
+        reserve_bytes: Some(0),
+        ..StorageConfig::default()
+    };
+    Storage::open(config, Arc::new(RealDisk)).unwrap()
+}
+
+fn options(stop: CancellationToken) -> DriverOptions {
+    let replicas = Replicas::new();
+    let (peers, nudges) = Peers::new(PeersOptions {
+        broker_id: BrokerId(1),
+        incarnation: Uuid::new_v4(),
+        timing: LinkTiming::default(),
+        groups: Arc::new(replicas.downgrade()),
+        behind: mpsc::channel(1).0,
+        replication_seconds: crate::metrics::seconds_histogram(),
+        stop: stop.clone(),
+    });
+    let view = ClusterView {
+        image: Arc::default(),
+        live: false,
+        connected: false,
+    };
+    DriverOptions {
+        broker_id: BrokerId(1),
+        timing: CampaignTiming::new(Duration::from_secs(3600)),
+        step_down_after: Duration::from_secs(3600),
+        peers,
+        replicas,
+        view: watch::channel(view).1,
+        groups: mpsc::unbounded_channel().1,
+        nudges,
+        led: mpsc::unbounded_channel().0,
+        metrics: BrokerMetrics::register(&mut Registry::default()),
+        draining: watch::channel(false).1,
+        stop,
+    }
+}
+
+/// Two replicas that both tried by force, the one with the shorter log always a term ahead, kept a
+/// partition without a leader for 20 seconds.
+#[tokio::test]
+async fn a_campaign_that_a_rival_has_spoilt_ends_and_the_next_goes_above_the_rivals_term() {
+    let folder = tempfile::tempdir().unwrap();
+    let stop = CancellationToken::new();
+    let (mut driver, mut events) = Driver::new(options(stop.clone()));
+    let voters = [1, 2, 3].map(replica_id);
+    let storage = storage(folder.path());
+    let replica = open(&storage, &driver.options.peers, &voters).await;
+    until("the first election", || held_vote(&replica).term == 1).await;
+    driver.group_event(GroupEvent::Opened(
+        Assigned {
+            group: GROUP,
+            place: Place {
+                topic_id: TopicId(Uuid::from_u128(1)),
+                partition: PartitionIndex(0),
+            },
+            replicas: voters.to_vec(),
+            voters: voters.to_vec(),
+            moving: None,
+        },
+        replica.clone(),
+    ));
+    let nudge = |term| Nudge { group: GROUP, term };
+    driver.nudged(nudge(1));
+    until("it campaigns", || held_vote(&replica).term == 2).await;
+    let running = driver.groups[&GROUP].running.clone().unwrap();
+
+    driver.nudged(nudge(1));
+    assert!(!running.is_cancelled(), "its request is of a later term");
+    driver.nudged(nudge(7));
+    assert!(running.is_cancelled());
+    while driver.groups[&GROUP].rival_term.is_some() {
+        let event = events.recv().await.unwrap();
+        driver.task_event(event);
+    }
+    until("it goes above the rival", || held_vote(&replica).term > 7).await;
+    assert_eq!(held_vote(&replica).term, 8);
+    stop.cancel();
+    replica.shutdown().await;
+}
