@@ -67,4 +67,4 @@ fn takes_replicas(broker: &Broker) -> bool {
 }
 
 #[cfg(test)]
-mod tests;
+pub mod tests;

@@ -4,7 +4,7 @@
 //! Invariant: it holds nothing that a new leader of the controllers could not work out from the
 //! image again, but for how long each broker has been live; and it sleeps while nothing changes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use chronik_types::cluster_image::{ClusterImage, ReassignmentCause};
@@ -22,6 +22,8 @@ const INTERVAL: Duration = Duration::from_millis(100);
 const RETRY: Duration = Duration::from_millis(500);
 /// Moves of a drain that may be asked for and not done.
 const DRAIN_MOVES_MAX: usize = 1_000;
+/// How long a broker that is behind with some replicas is spared the others' leadership.
+const BEHIND_MAX: Duration = Duration::from_secs(600);
 /// Leaders asked for in one command.
 const LEADERS_MAX: usize = 1_000;
 
@@ -92,10 +94,12 @@ async fn step(
     Ok(())
 }
 
-/// Since when each broker has been live, as far as this leader knows.
+/// Since when each broker has been live, as far as this leader knows, and which of them are behind.
 #[derive(Default)]
 struct Settling {
     live_since: BTreeMap<BrokerId, (BrokerEpoch, Instant)>,
+    /// They have replicas outside the ISR: their disks are busy with what they missed.
+    behind: BTreeSet<BrokerId>,
 }
 
 impl Settling {
@@ -109,16 +113,33 @@ impl Settling {
                 *since = (broker.broker_epoch, now);
             }
         }
+        let partitions = image.topics.values().flat_map(|topic| &topic.partitions);
+        // Replicas that are being moved are behind until they are there.
+        let settled = partitions.filter(|partition| partition.reassignment.is_none());
+        self.behind = settled
+            .flat_map(|partition| {
+                let brokers = partition.brokers();
+                brokers.filter(|id| !partition.isr.contains(id))
+            })
+            .collect();
     }
 
     fn is_settled(&self, id: BrokerId, delay: Duration, now: Instant) -> bool {
         let since = self.live_since.get(&id);
-        since.is_some_and(|(_, since)| now.saturating_duration_since(*since) >= delay)
+        since.is_some_and(|(_, since)| *since + self.delay_of(id, delay) <= now)
+    }
+
+    fn delay_of(&self, id: BrokerId, delay: Duration) -> Duration {
+        match self.behind.contains(&id) {
+            true => delay.max(BEHIND_MAX),
+            false => delay,
+        }
     }
 
     /// When the next broker will have settled.
     fn next(&self, delay: Duration, now: Instant) -> Option<Instant> {
-        let ends = self.live_since.values().map(|(_, since)| *since + delay);
+        let end = |(id, (_, since)): (&BrokerId, &(_, Instant))| *since + self.delay_of(*id, delay);
+        let ends = self.live_since.iter().map(end);
         ends.filter(|end| *end > now).min()
     }
 }
@@ -129,6 +150,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+    use crate::rebalance::tests::{change_partition, image};
 
     #[test]
     fn a_broker_settles_anew_after_each_registration() {
@@ -159,5 +181,25 @@ mod tests {
         assert!(!settling.is_settled(id, delay, later));
         settling.observe(&image(2, true), later + delay);
         assert!(!settling.is_settled(id, delay, later + delay));
+    }
+
+    #[test]
+    fn a_broker_that_is_behind_gets_no_leadership_until_it_is_not_or_for_long() {
+        let (delay, start) = (Duration::from_secs(3), Instant::now());
+        let mut image = image(2, &[&[1, 2], &[2, 1]]);
+        let mut settling = Settling::default();
+        settling.observe(&image, start);
+        let later = start + delay;
+        assert!(settling.is_settled(BrokerId(1), delay, later));
+
+        change_partition(&mut image, 1, |p| p.isr = vec![BrokerId(2)]);
+        settling.observe(&image, later);
+        assert!(!settling.is_settled(BrokerId(1), delay, later));
+        assert!(settling.is_settled(BrokerId(2), delay, later));
+        assert_eq!(settling.next(delay, later), Some(start + BEHIND_MAX));
+        assert!(settling.is_settled(BrokerId(1), delay, start + BEHIND_MAX));
+        change_partition(&mut image, 1, |p| p.isr.push(BrokerId(1)));
+        settling.observe(&image, later);
+        assert!(settling.is_settled(BrokerId(1), delay, later));
     }
 }

@@ -25,7 +25,7 @@ fn broker(id: i32, rack: Option<&str>) -> Broker {
 }
 
 /// Partitions on the given brokers, each led by its first and all in sync.
-fn image(broker_count: i32, assignments: &[&[i32]]) -> ClusterImage {
+pub fn image(broker_count: i32, assignments: &[&[i32]]) -> ClusterImage {
     let mut image = ClusterImage::default();
     for id in 1..=broker_count {
         image.brokers.insert(BrokerId(id), broker(id, None));
@@ -54,7 +54,11 @@ fn image(broker_count: i32, assignments: &[&[i32]]) -> ClusterImage {
     image
 }
 
-fn change_partition(image: &mut ClusterImage, index: usize, change: impl FnOnce(&mut Partition)) {
+pub fn change_partition(
+    image: &mut ClusterImage,
+    index: usize,
+    change: impl FnOnce(&mut Partition),
+) {
     let topic = image.topics.values_mut().next().unwrap();
     change(&mut Arc::make_mut(topic).partitions[index]);
 }
