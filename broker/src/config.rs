@@ -174,7 +174,7 @@ impl Default for LogSettings {
             raft_keep_bytes: 64 * 1024 * 1024,
             compaction_bytes_per_second: 0,
             compaction_map_max_bytes: 128 * 1024 * 1024,
-            copy_bytes_per_second: 140_000_000,
+            copy_bytes_per_second: 125_000_000,
             copies_max: 4,
         }
     }
@@ -394,7 +394,7 @@ CHRONIK_BROKER_STORAGE__MEMORY_MAX_BYTES. Flags win over the environment, and th
                             behind gets a copy of the log's files [67108864]
   compaction-bytes-per-second  read and written by compaction; 0: no limit [0]
   compaction-map-max-bytes  memory for the keys of one compaction [134217728]
-  copy-bytes-per-second     taken by all copies from other brokers; 0: no limit [140000000]
+  copy-bytes-per-second     taken by all copies from other brokers; 0: no limit [125000000]
   copies-max                logs copied from other brokers at the same time [4]
 
   [consumer-groups]         as Apache Kafka's settings of the same meaning
