@@ -330,7 +330,7 @@ CHRONIK_CONTROLLER_RAFT__HEARTBEAT_INTERVAL_MS is heartbeat-interval-ms of [raft
   session-heartbeat-interval-ms  how often brokers and gateways send a heartbeat [1000]
   leader-balance-delay-ms        a preferred leader gets its partitions back so long after its
                                  broker has registered, once all replicas there are in
-                                 sync [3000]
+                                 sync or 10 minutes have passed [3000]
   leader-wait-ms                 how long a request waits for a leader [4000]
   write-timeout-ms               how long a change waits for a majority [5000]
   partitions-per-request-max     most partitions that one request may create [100000]

@@ -98,8 +98,8 @@ async fn step(
 #[derive(Default)]
 struct Settling {
     live_since: BTreeMap<BrokerId, (BrokerEpoch, Instant)>,
-    /// They have replicas outside the ISR: their disks are busy with what they missed.
-    behind: BTreeSet<BrokerId>,
+    /// Since when they have replicas outside the ISR: their disks are busy with what they missed.
+    behind_since: BTreeMap<BrokerId, Instant>,
 }
 
 impl Settling {
@@ -114,32 +114,35 @@ impl Settling {
             }
         }
         let partitions = image.topics.values().flat_map(|topic| &topic.partitions);
-        // Replicas that are being moved are behind until they are there.
-        let settled = partitions.filter(|partition| partition.reassignment.is_none());
-        self.behind = settled
+        // Replicas that are being moved are behind until they are there, and without a leader nobody
+        // catches up.
+        let settled = partitions.filter(|p| p.leader.is_some() && p.reassignment.is_none());
+        let behind: BTreeSet<BrokerId> = settled
             .flat_map(|partition| {
                 let brokers = partition.brokers();
                 brokers.filter(|id| !partition.isr.contains(id))
             })
             .collect();
+        self.behind_since.retain(|id, _| behind.contains(id));
+        for id in behind {
+            self.behind_since.entry(id).or_insert(now);
+        }
     }
 
     fn is_settled(&self, id: BrokerId, delay: Duration, now: Instant) -> bool {
-        let since = self.live_since.get(&id);
-        since.is_some_and(|(_, since)| *since + self.delay_of(id, delay) <= now)
+        self.settles_at(id, delay).is_some_and(|at| at <= now)
     }
 
-    fn delay_of(&self, id: BrokerId, delay: Duration) -> Duration {
-        match self.behind.contains(&id) {
-            true => delay.max(BEHIND_MAX),
-            false => delay,
-        }
+    fn settles_at(&self, id: BrokerId, delay: Duration) -> Option<Instant> {
+        let (_, since) = self.live_since.get(&id)?;
+        let behind_until = self.behind_since.get(&id).map(|since| *since + BEHIND_MAX);
+        Some(behind_until.unwrap_or(*since).max(*since + delay))
     }
 
     /// When the next broker will have settled.
     fn next(&self, delay: Duration, now: Instant) -> Option<Instant> {
-        let end = |(id, (_, since)): (&BrokerId, &(_, Instant))| *since + self.delay_of(*id, delay);
-        let ends = self.live_since.iter().map(end);
+        let brokers = self.live_since.keys();
+        let ends = brokers.filter_map(|id| self.settles_at(*id, delay));
         ends.filter(|end| *end > now).min()
     }
 }
@@ -196,9 +199,18 @@ mod tests {
         settling.observe(&image, later);
         assert!(!settling.is_settled(BrokerId(1), delay, later));
         assert!(settling.is_settled(BrokerId(2), delay, later));
-        assert_eq!(settling.next(delay, later), Some(start + BEHIND_MAX));
-        assert!(settling.is_settled(BrokerId(1), delay, start + BEHIND_MAX));
-        change_partition(&mut image, 1, |p| p.isr.push(BrokerId(1)));
+        assert_eq!(settling.next(delay, later), Some(later + BEHIND_MAX));
+        assert!(settling.is_settled(BrokerId(1), delay, later + BEHIND_MAX));
+        change_partition(&mut image, 1, |p| p.leader = None);
+        settling.observe(&image, later);
+        assert!(
+            settling.is_settled(BrokerId(1), delay, later),
+            "nobody to follow"
+        );
+        change_partition(&mut image, 1, |p| {
+            p.leader = Some(BrokerId(2));
+            p.isr.push(BrokerId(1));
+        });
         settling.observe(&image, later);
         assert!(settling.is_settled(BrokerId(1), delay, later));
     }

@@ -8,6 +8,7 @@ mod common;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::channel;
 
 use chronik_storage::disk::FaultyDisk;
 use chronik_storage::{Driver, OnDurable, PartitionLog, Storage, StorageConfig, StorageError};
@@ -54,6 +55,55 @@ fn nothing_is_durable_before_the_driver_steps() {
     let (storage, _driver) = open(&disk);
     let log = storage.open_log(GROUP).unwrap();
     assert_eq!(log.last_entry_id(), Some((1, 1)));
+}
+
+/// What many partitions have queued goes to the disk by one write and one fsync. Nobody is told
+/// before that, and whoever is told first finds the entries of all on the disk.
+#[test]
+fn appends_of_many_partitions_share_one_fsync() {
+    const PARTITIONS: u64 = 100;
+    let disk = FaultyDisk::new();
+    let config = StorageConfig {
+        // So large that the first file takes it all: a next one would cost an fsync of the folder.
+        wal_file_size_bytes: 1 << 20,
+        ..small_config()
+    };
+    let opened = Storage::open_driven(config.clone(), Arc::new(disk.clone()));
+    let (storage, mut driver) = opened.unwrap();
+    let (calls, syncs) = (disk.changing_calls(), disk.syncs());
+    let (told, answers) = channel();
+    for id in 1..=PARTITIONS {
+        let (told, disk) = (told.clone(), disk.clone());
+        let on_durable: OnDurable = Box::new(move |result| {
+            result.unwrap();
+            told.send((id, disk.syncs(), disk.crash_copy())).unwrap();
+        });
+        let log = storage.open_log(RaftGroupId(id)).unwrap();
+        let entry = data(0, 1, 0, &[7; 100]);
+        log.append(vec![entry], on_durable).unwrap();
+    }
+    assert_eq!((disk.changing_calls(), disk.syncs()), (calls, syncs));
+    assert!(answers.try_recv().is_err());
+
+    assert!(driver.step_wal());
+    assert!(!driver.has_wal_work());
+    // The write and the fsync.
+    assert_eq!(
+        (disk.changing_calls(), disk.syncs()),
+        (calls + 2, syncs + 1)
+    );
+    let answers: Vec<(u64, usize, FaultyDisk)> = answers.try_iter().collect();
+    let groups: Vec<u64> = answers.iter().map(|(id, _, _)| *id).collect();
+    assert_eq!(groups, (1..=PARTITIONS).collect::<Vec<_>>());
+    for (id, seen, _) in &answers {
+        assert_eq!(*seen, syncs + 1, "group {id}");
+    }
+    let left = answers[0].2.clone();
+    let (storage, _driver) = Storage::open_driven(config, Arc::new(left)).unwrap();
+    for id in 1..=PARTITIONS {
+        let log = storage.open_log(RaftGroupId(id)).unwrap();
+        assert_eq!(log.last_entry_id(), Some((0, 1)), "group {id}");
+    }
 }
 
 #[test]

@@ -10,10 +10,13 @@ use serde_json::Value;
 use crate::rest::Rest;
 use crate::wait::within;
 
-/// All that is in the cluster image, that which has its revision first.
-const VIEWS: [&str; 6] = [
+/// For one answer of one controller.
+const ASK_DEADLINE: Duration = Duration::from_secs(5);
+/// What REST shows of the cluster image, that which has its revision first; besides, each topic.
+const VIEWS: [&str; 7] = [
     "/v1/cluster",
     "/v1/cluster/settings",
+    "/v1/controllers",
     "/v1/brokers",
     "/v1/gateways",
     "/v1/topics",
@@ -26,7 +29,10 @@ const VIEWS: [&str; 6] = [
 /// # Errors
 /// What the first two hold that differ, or that they did not come to the same revision in time.
 pub fn controllers_agree(rest_addresses: &[String], deadline: Duration) -> Result<(), String> {
-    let rest = Rest::with_deadline(rest_addresses.to_vec(), deadline);
+    if rest_addresses.len() < 2 {
+        return Ok(());
+    }
+    let rest = Rest::with_deadline(rest_addresses.to_vec(), ASK_DEADLINE);
     let copies = within(deadline, || {
         let copies = rest_addresses.iter().map(|address| copy_of(&rest, address));
         let copies = copies.collect::<Result<Vec<_>, _>>()?;
@@ -37,17 +43,15 @@ pub fn controllers_agree(rest_addresses: &[String], deadline: Duration) -> Resul
         }
     })?;
     let differing = |two: &[Vec<Value>]| {
-        let views = VIEWS.iter().zip(two[0].iter().zip(&two[1]));
-        let mut differing = views.filter(|(_, (one, other))| one != other);
-        differing
-            .next()
-            .map(|(view, (one, other))| format!("{view}: {one} and {other}"))
+        let mut views = two[0].iter().zip(&two[1]);
+        let (one, other) = views.find(|(one, other)| one != other)?;
+        Some(format!(
+            "controllers of one revision differ: {one} and {other}"
+        ))
     };
     match copies.windows(2).find_map(differing) {
         None => Ok(()),
-        Some(difference) => Err(format!(
-            "controllers of one revision differ in {difference}"
-        )),
+        Some(difference) => Err(difference),
     }
 }
 
@@ -61,7 +65,12 @@ fn copy_of(rest: &Rest, address: &String) -> Result<Vec<Value>, String> {
         Some(answer) if answer.status == 200 => Ok(answer.body),
         other => Err(format!("GET {path} at {address}: {other:?}")),
     };
-    let copy = VIEWS.into_iter().map(get).collect::<Result<Vec<_>, _>>()?;
+    let mut copy = VIEWS.into_iter().map(get).collect::<Result<Vec<_>, _>>()?;
+    let topics = get("/v1/topics")?;
+    let names = topics["topics"].as_array().into_iter().flatten();
+    for topic in names.filter_map(|topic| topic["name"].as_str()) {
+        copy.push(get(&format!("/v1/topics/{topic}"))?);
+    }
     match get(VIEWS[0])?["revision"] == *revision(&copy) {
         true => Ok(copy),
         false => Err(format!("{address} did not stay at {}", revision(&copy))),

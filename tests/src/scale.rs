@@ -248,6 +248,8 @@ impl<'a> Run<'a> {
     }
 
     fn restart_all(&self, cluster: &mut Cluster, after: &str, stop: fn(&mut Cluster)) {
+        // It waits for them, which is not to be measured.
+        cluster.assert_controllers_agree();
         let began = Instant::now();
         stop(cluster);
         let stopped = began.elapsed();

@@ -29,10 +29,15 @@ impl CampaignQueue {
 
     /// The next group whose campaign may start now. `started` must follow if it does.
     pub fn pop(&mut self) -> Option<RaftGroupId> {
-        if self.running >= RUNNING_MAX {
+        if self.is_full() {
             return None;
         }
         self.in_use.pop_front().or_else(|| self.at_rest.pop_front())
+    }
+
+    /// As many campaigns run as may.
+    pub fn is_full(&self) -> bool {
+        self.running >= RUNNING_MAX
     }
 
     pub fn running(&self) -> u32 {

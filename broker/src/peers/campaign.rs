@@ -11,8 +11,8 @@ use tokio::time::timeout;
 use crate::replica::Replica;
 use crate::replica::raft_config::{Raft, TypeConfig};
 
-/// A rival further ahead is told once more, and outbid then.
-const TERMS_AT_ONCE_MAX: u64 = 16;
+/// Of a rival that is further ahead this replica hears when its request is refused.
+const TERMS_AT_ONCE_MAX: u64 = 4;
 
 /// The vote that a replica holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,17 +79,20 @@ pub(super) async fn accept_transfer(
 }
 
 /// Campaigns in a term above `rival`, that of a candidate that cannot win. Raft learns no term from a
-/// request that it refuses for its log, and each election takes just the next one.
-pub async fn outbid(replica: &Replica, rival: u64) {
+/// request that it refuses for its log, and each election takes just the next one. Gives the term that it
+/// campaigns in at last.
+pub async fn outbid(replica: &Replica, rival: u64) -> u64 {
     let Ok(raft) = replica.wake().await else {
-        return;
+        return 0;
     };
     let own = raft.server_metrics().borrow_watched().vote.leader_id.term;
-    for _ in 0..=rival.saturating_sub(own).min(TERMS_AT_ONCE_MAX) {
+    let elections = rival.saturating_sub(own).min(TERMS_AT_ONCE_MAX) + 1;
+    for _ in 0..elections {
         if raft.trigger().elect(false).await.is_err() {
-            return;
+            break;
         }
     }
+    own.saturating_add(elections)
 }
 
 /// An ordinary election; after a round that asks whether it could be won, if `ask_first`.

@@ -52,7 +52,7 @@ pub use state::{LinkState, LinkStatus, LinkTable};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Nudge {
     pub group: RaftGroupId,
-    /// Of the candidate's request.
+    /// The last that the candidate has taken, as far as its request tells.
     pub term: u64,
 }
 

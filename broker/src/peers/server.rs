@@ -407,7 +407,10 @@ impl InboundPeer {
             // Links tell whether there is a leader. Raft's own lease of it knows less: it runs on for a
             // while though the leader's broker is gone.
             request.leadership_transfer |= !is_alive;
-            let (candidate_last, term) = (request.last_log_id, request.vote.leader_id.term);
+            let candidate_last = request.last_log_id;
+            // Who only asks has not taken the term yet.
+            let term = request.vote.leader_id.term;
+            let term = term.saturating_sub(u64::from(pre_vote));
             let may_nudge = request.leadership_transfer;
             let result = endpoint.vote(request, pre_vote).await;
             if let Ok(response) = &result

@@ -158,6 +158,15 @@ fn a_controller_leader_that_dies_is_invisible_to_records() {
     cluster.stop();
 }
 
+/// Ends the writers, also where the test fails: they are waited for.
+struct EndOfWrites<'a>(&'a AtomicBool);
+
+impl Drop for EndOfWrites<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
 /// Sets a config to one value after the other until told; gives the last one that was acknowledged.
 fn change_configs(addresses: Vec<String>, topic: &str, is_over: &AtomicBool) -> u64 {
     let rest = Rest::new(addresses);
@@ -193,6 +202,7 @@ fn a_leading_controller_killed_while_it_writes_and_back_at_once_holds_what_the_o
     let is_over = AtomicBool::new(false);
     let addresses = cluster.rest_addresses().to_vec();
     let acked: Vec<u64> = thread::scope(|scope| {
+        let end = EndOfWrites(&is_over);
         let spawn = |(index, topic): (usize, &String)| {
             let mut addresses = addresses.clone();
             let count = addresses.len();
@@ -216,7 +226,7 @@ fn a_leading_controller_killed_while_it_writes_and_back_at_once_holds_what_the_o
                 holds(now > before + 50, format!("{before} and {now}"))
             });
         }
-        is_over.store(true, Ordering::Release);
+        drop(end);
         let ended = writers.into_iter().map(|writer| writer.join());
         ended
             .map(|acked| acked.expect("a writer that does not panic"))

@@ -6,7 +6,8 @@
 use std::cmp::Reverse;
 use std::time::Duration;
 
-use chronik_types::id::RaftGroupId;
+use chronik_types::epoch::LeaderEpoch;
+use chronik_types::id::{RaftGroupId, ReplicaId};
 use rand::Rng;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -24,6 +25,8 @@ const CAMPAIGN_TIMEOUT: Duration = Duration::from_millis(150);
 const CAMPAIGN_TIMEOUT_MAX: Duration = Duration::from_secs(1);
 /// Same, for a new group: the others may not have opened their replicas yet.
 const NEW_TIMEOUT: Duration = Duration::from_millis(40);
+/// How long a rival that may win without this replica's vote is left alone.
+const RIVAL_WINS: Duration = Duration::from_millis(50);
 /// The second candidate of each partition waits longer the more partitions have no leader, since the
 /// first one has as many campaigns to run. One that cannot win says so, and is not waited for.
 const STAGGER_PER_GROUP: Duration = Duration::from_millis(3);
@@ -86,7 +89,6 @@ impl Driver {
         let Some(group) = self.groups.get_mut(&nudge.group) else {
             return;
         };
-        group.leader_gone = true;
         if let Some(campaign) = &group.running {
             if held_vote(&group.replica).term > nudge.term {
                 // The candidate is about to hear of it.
@@ -94,20 +96,46 @@ impl Driver {
             }
             campaign.cancel();
         }
-        group.rival_term = Some(nudge.term);
+        group.rival_term = group.rival_term.max(Some(nudge.term));
         self.go_ahead(nudge.group);
     }
 
     /// Starts the campaign that a rival makes necessary, if none runs and it still is.
     pub(super) fn go_ahead(&mut self, id: RaftGroupId) {
+        let waits = |group: &Group| group.rival_term.is_some() && group.running.is_none();
+        if !self.groups.get(&id).is_some_and(waits) {
+            return;
+        }
+        self.evaluate(id);
         let draining = *self.options.draining.borrow();
         let Some(group) = self.groups.get_mut(&id) else {
             return;
         };
-        if group.leadership.is_leader || draining {
+        // Whom this broker reaches: all of them together may be a majority with the rival among them.
+        let me = group.replica.replica_id();
+        let voters = voters(group);
+        let is_reached = |voter: &&ReplicaId| self.links.status(voter.broker_id).is_answered();
+        let others = voters
+            .iter()
+            .filter(|voter| **voter != me)
+            .filter(is_reached);
+        let (others, half) = (others.count(), voters.len() / 2);
+        if draining || !voters.contains(&me) || others < half {
             group.rival_term = None;
+            return;
         }
-        if group.rival_term.is_some() && group.running.is_none() {
+        if has_leader(group.status) {
+            return;
+        }
+        group.leader_gone = true;
+        if others > half {
+            let at = Instant::now() + RIVAL_WINS;
+            group.due = Some(at);
+            self.due.push(Reverse((at, id)));
+        } else if self.campaigns.is_full() {
+            group.campaigning = true;
+            self.campaigns.push(id, true);
+        } else {
             group.campaigning = true;
             self.campaign(id);
         }
@@ -136,11 +164,7 @@ impl Driver {
             return;
         };
         let vote = held_vote(&group.replica);
-        // Where nothing is moved, all of the assignment votes.
-        let voters = match group.moving {
-            Some(_) => electorate(group),
-            None => group.replicas.clone(),
-        };
+        let voters = voters(group);
         let view = GroupView {
             me: group.replica.replica_id(),
             replicas: &voters,
@@ -177,6 +201,8 @@ impl Driver {
             group.attempts = 0;
             group.leader_gone = false;
             group.missed = false;
+            let epoch = u64::try_from(group.leadership.leader_epoch.0).ok();
+            group.rival_term = group.rival_term.filter(|term| Some(*term) > epoch);
         }
         let cut_off = status == LeaderStatus::Me && !reaches_majority(&view, &self.links);
         match group.step_down_at {
@@ -301,8 +327,10 @@ impl Driver {
         let campaign = async move {
             let mut leadership = replica.leadership();
             let known = *leadership.borrow_and_update();
+            let mut own_epoch = known.leader_epoch;
             if let Some(term) = rival_term {
-                outbid(&replica, term).await;
+                let taken = outbid(&replica, term).await;
+                own_epoch = own_epoch.max(LeaderEpoch::try_from(taken).unwrap_or(own_epoch));
             } else if by_force {
                 take_over(&replica, limit.min(CAMPAIGN_TIMEOUT)).await;
             } else {
@@ -310,7 +338,6 @@ impl Driver {
                 let ask_first = held_vote(&replica).term > 0;
                 elect(&replica, ask_first).await;
             }
-            let mut own_epoch = known.leader_epoch;
             let decided = leadership.wait_for(|current| {
                 // After its own, any other term is one that a rival has taken: try again with the next.
                 let is_lost = own_epoch > known.leader_epoch && current.leader_epoch > own_epoch;
@@ -347,5 +374,13 @@ impl Driver {
         self.summary.stepped_down();
         let replica = group.replica.clone();
         self.tasks.spawn(async move { replica.step_down().await });
+    }
+}
+
+/// Who votes. Where nothing is moved, all of the assignment do.
+fn voters(group: &Group) -> Vec<ReplicaId> {
+    match group.moving {
+        Some(_) => electorate(group),
+        None => group.replicas.clone(),
     }
 }

@@ -21,9 +21,10 @@ const SECTOR_SIZE: usize = 512;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operation {
     Write,
+    /// Of files and folders.
     Sync,
     Read,
-    /// Opening, renaming, removing, listing, making and syncing folders, and changing sizes.
+    /// Opening, renaming, removing, listing and making folders, and changing sizes.
     Other,
 }
 
