@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 use tracing_subscriber::EnvFilter;
@@ -58,7 +59,12 @@ where
     };
     let outcome = runtime.block_on(async {
         let stop = CancellationToken::new();
-        tokio::spawn(cancel_on_signal(stop.clone()));
+        // Listened to before anything is opened, which may take a while and holds the only thread: a
+        // signal would end the process where it stands.
+        match listen() {
+            Ok(signals) => drop(tokio::spawn(cancel_on_signal(signals, stop.clone()))),
+            Err(error) => error!(%error, "cannot listen to signals: stop the process with SIGKILL"),
+        }
         service_main(stop).await
     });
     flush_spans(&runtime, provider);
@@ -119,15 +125,16 @@ fn abort_on_panic() {
     }));
 }
 
-async fn cancel_on_signal(stop: CancellationToken) {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut interrupt), Ok(mut terminate)) = (
-        signal(SignalKind::interrupt()),
-        signal(SignalKind::terminate()),
-    ) else {
-        error!("cannot listen to signals: stop the process with SIGKILL");
-        return;
-    };
+/// SIGINT and SIGTERM, from now on.
+fn listen() -> std::io::Result<(Signal, Signal)> {
+    let interrupt = signal(SignalKind::interrupt())?;
+    Ok((interrupt, signal(SignalKind::terminate())?))
+}
+
+async fn cancel_on_signal(
+    (mut interrupt, mut terminate): (Signal, Signal),
+    stop: CancellationToken,
+) {
     for again in [false, true] {
         let name = tokio::select! {
             _ = interrupt.recv() => "SIGINT",
