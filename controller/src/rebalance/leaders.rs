@@ -17,8 +17,8 @@ pub fn preferred_leader(partition: &Partition) -> Option<BrokerId> {
     }
 }
 
-/// Leaders to ask for. `is_settled` says whether a broker has been live for long enough to get
-/// partitions back.
+/// Leaders to ask for. `is_settled` says whether a broker has been live for long enough, and is not
+/// behind with others, to get partitions back.
 pub fn wanted_leaders(
     image: &ClusterImage,
     is_settled: impl Fn(BrokerId) -> bool,

@@ -132,12 +132,12 @@ impl Driver {
             let at = Instant::now() + RIVAL_WINS;
             group.due = Some(at);
             self.due.push(Reverse((at, id)));
-        } else if self.campaigns.is_full() {
-            group.campaigning = true;
-            self.campaigns.push(id, true);
-        } else {
-            group.campaigning = true;
-            self.campaign(id);
+            return;
+        }
+        group.campaigning = true;
+        match self.campaigns.is_full() {
+            true => self.campaigns.push(id, true),
+            false => self.campaign(id),
         }
     }
 
