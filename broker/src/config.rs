@@ -68,10 +68,10 @@ pub struct ReplicationSettings {
     pub replica_lag_time_max_ms: u64,
     /// How long an orderly stop may take to hand over leadership.
     pub shutdown_transfer_timeout_ms: u64,
-    /// The Raft of a follower that nobody used for this long is closed until it is needed; 0: never.
-    pub follower_rest_after_ms: u64,
-    /// Where more followers are open, the longest unused are closed after two seconds.
-    pub open_followers_max: usize,
+    /// The Raft of a replica that nobody used for this long is closed until it is needed; 0: never.
+    pub rest_after_ms: u64,
+    /// Where more replicas are open, the longest unused are closed after two seconds.
+    pub open_replicas_max: usize,
 }
 
 impl Default for ReplicationSettings {
@@ -86,8 +86,8 @@ impl Default for ReplicationSettings {
             campaign_stagger_ms: 150,
             replica_lag_time_max_ms: 10_000,
             shutdown_transfer_timeout_ms: 10_000,
-            follower_rest_after_ms: 30_000,
-            open_followers_max: 1_000,
+            rest_after_ms: 30_000,
+            open_replicas_max: 2_000,
         }
     }
 }
@@ -112,8 +112,8 @@ impl ReplicationSettings {
 
     /// None: followers stay open.
     pub fn rest_timing(&self) -> Option<RestTiming> {
-        let idle = Duration::from_millis(self.follower_rest_after_ms);
-        (!idle.is_zero()).then(|| RestTiming::new(idle, self.open_followers_max))
+        let idle = Duration::from_millis(self.rest_after_ms);
+        (!idle.is_zero()).then(|| RestTiming::new(idle, self.open_replicas_max))
     }
 
     fn validate(&self) -> Result<(), String> {
@@ -384,9 +384,9 @@ CHRONIK_BROKER_STORAGE__MEMORY_MAX_BYTES. Flags win over the environment, and th
   campaign-stagger-ms       each next survivor campaigns so much later [150]
   replica-lag-time-max-ms   a follower behind for so long leaves the ISR [10000]
   shutdown-transfer-timeout-ms  how long an orderly stop may take to hand over leadership [10000]
-  follower-rest-after-ms    the Raft of a follower not used for so long is closed until it is
+  rest-after-ms             the Raft of a replica not used for so long is closed until it is
                             needed, which saves its memory; 0: never [30000]
-  open-followers-max        above it, those longest unused are closed after two seconds [1000]
+  open-replicas-max         above it, those longest unused are closed after two seconds [2000]
 
   [log]
   retention-check-interval-ms  how often retention, sealing and compaction are looked at [300000]

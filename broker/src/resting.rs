@@ -1,5 +1,5 @@
-//! Closes the Raft of followers that nobody uses: a replica at rest needs little more memory than
-//! its place in the directory, and opens again in milliseconds when a message or a client comes.
+//! Closes the Raft of replicas that nobody uses, leaders and followers: one at rest needs little more memory
+//! than its place in the directory, and opens again in milliseconds when a message or a client comes.
 //!
 //! Invariant: costs one look at each replica per pass, and nothing per replica between passes. What
 //! may be closed is the replica's own decision.
@@ -9,11 +9,13 @@ use std::time::Duration;
 
 use chronik_types::id::RaftGroupId;
 use futures::StreamExt;
+use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::metrics::BrokerMetrics;
+use crate::peers::LinkTable;
 use crate::replica::Replica;
 use crate::replica::engine::EngineStatus;
 use crate::replicas::Replicas;
@@ -24,12 +26,12 @@ const PARALLEL_MAX: usize = 16;
 const PASS_INTERVAL_MIN: Duration = Duration::from_millis(20);
 const PASS_INTERVAL_MAX: Duration = Duration::from_secs(2);
 
-/// When a follower's Raft is closed.
+/// When a replica's Raft is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RestTiming {
     /// Nobody has used it for this long.
     pub idle: Duration,
-    /// Where more followers are open than this, those longest unused need only this much.
+    /// Where more are open than this, those longest unused need only this much.
     pub open_max: usize,
     pub crowded_idle: Duration,
 }
@@ -47,6 +49,7 @@ impl RestTiming {
 /// Runs until `stop`.
 pub async fn run(
     replicas: Replicas,
+    links: watch::Receiver<LinkTable>,
     timing: RestTiming,
     metrics: BrokerMetrics,
     stop: CancellationToken,
@@ -64,8 +67,12 @@ pub async fn run(
         metrics.replicas_open.set(open);
         metrics.replicas_failed.set(failed);
         let due = due(all, &timing);
+        let away = Arc::new(links.borrow().away());
         let closed = futures::stream::iter(due)
-            .map(|(replica, idle)| async move { replica.engine().close_if_idle(idle).await })
+            .map(|(replica, idle)| {
+                let away = &away;
+                async move { replica.engine().close_if_idle(idle, away).await }
+            })
             .buffer_unordered(PARALLEL_MAX)
             .filter(|closed| std::future::ready(*closed))
             .count();
@@ -74,7 +81,7 @@ pub async fn run(
             closed = closed => closed,
         };
         if closed > 0 {
-            debug!(closed, "followers went to rest");
+            debug!(closed, "replicas went to rest");
         }
     }
 }
@@ -91,23 +98,22 @@ fn count(all: &[(RaftGroupId, Arc<Replica>)]) -> (i64, i64) {
     (open, failed)
 }
 
-/// Followers to close now, and how long each must have been idle when it comes to that.
+/// Replicas to close now, and how long each must have been idle when it comes to that.
 fn due(
     all: Vec<(RaftGroupId, Arc<Replica>)>,
     timing: &RestTiming,
 ) -> Vec<(Arc<Replica>, Duration)> {
-    let mut followers: Vec<(Duration, Arc<Replica>)> = all
+    let mut open: Vec<(Duration, Arc<Replica>)> = all
         .into_iter()
         .filter(|(_, replica)| replica.engine().status() == EngineStatus::Open)
-        .filter(|(_, replica)| !replica.leadership().borrow().is_leader)
         .map(|(_, replica)| (replica.engine().idle_for(), replica))
         .collect();
-    let excess = followers.len().saturating_sub(timing.open_max);
+    let excess = open.len().saturating_sub(timing.open_max);
     if excess > 0 {
-        followers.sort_unstable_by_key(|(idle, _)| std::cmp::Reverse(*idle));
+        open.sort_unstable_by_key(|(idle, _)| std::cmp::Reverse(*idle));
     }
     let mut due = Vec::new();
-    for (place, (idle, replica)) in followers.into_iter().enumerate() {
+    for (place, (idle, replica)) in open.into_iter().enumerate() {
         let needed = match place < excess {
             true => timing.crowded_idle,
             false => timing.idle,

@@ -19,7 +19,7 @@ use crate::wait::{holds, measure_over, wait_for};
 pub struct Plan {
     pub topics: u32,
     pub partitions_per_topic: u32,
-    /// How long a follower rests after its last use.
+    /// How long after its last use a replica rests.
     pub rest_after_ms: u64,
     pub idle_window: Duration,
     pub goals: Goals,
@@ -47,7 +47,7 @@ pub fn run(name: &str, plan: &Plan) {
         controllers: 1,
         alone: true,
         environment: vec![(
-            "CHRONIK_BROKER_REPLICATION__FOLLOWER_REST_AFTER_MS".to_owned(),
+            "CHRONIK_BROKER_REPLICATION__REST_AFTER_MS".to_owned(),
             plan.rest_after_ms.to_string(),
         )],
         ..Options::default()

@@ -1,7 +1,9 @@
-//! Followers that rest, and what wakes them.
+//! Replicas that rest, and what wakes them.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
+
+use chronik_types::cluster_image::ClusterImage;
 
 use super::harness::{
     BROKERS, Cluster, TestBroker, all_in_sync, leaders, others_lead, preferred_leaders,
@@ -11,30 +13,25 @@ use crate::replica::engine::EngineStatus;
 use crate::test_wait::{stays, until};
 
 impl Cluster {
-    /// Waits until the replicas' Raft is open where they lead, and closed everywhere else.
+    /// Waits until everybody's Raft is closed.
     async fn wait_for_rest(&self) {
         let rests = |broker: &TestBroker| {
-            broker.replicas.all().iter().all(|replica| {
-                let leads = replica.leadership().borrow().is_leader;
-                let status = replica.engine().status();
-                status
-                    == if leads {
-                        EngineStatus::Open
-                    } else {
-                        EngineStatus::AtRest
-                    }
-            })
+            let replicas = broker.replicas.all();
+            let mut states = replicas.iter().map(|replica| replica.engine().status());
+            states.all(|status| status == EngineStatus::AtRest)
         };
-        until("followers rest", || self.brokers.values().all(rests)).await;
+        until("all rest", || self.brokers.values().all(rests)).await;
     }
 
     /// How often any replica's Raft was opened.
     fn opened(&self) -> u64 {
-        let replicas = self
-            .brokers
-            .values()
-            .flat_map(|broker| broker.replicas.all());
-        replicas.map(|replica| replica.engine().opened()).sum()
+        self.brokers.keys().map(|id| self.opened_by(*id)).sum()
+    }
+
+    fn opened_by(&self, broker: i32) -> u64 {
+        let replicas = self.brokers[&broker].replicas.all();
+        let opened = replicas.iter().map(|replica| replica.engine().opened());
+        opened.sum()
     }
 
     fn terms(&self) -> BTreeMap<u64, u64> {
@@ -52,12 +49,12 @@ impl Cluster {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn followers_rest_and_wake_up_for_records_and_elections() {
+async fn all_rest_and_wake_up_for_records() {
     let folder = tempfile::tempdir().unwrap();
     let serving = FakeController::serve().await;
     let controller = &serving.controller;
     let mut cluster = Cluster::tuned(folder.path(), &serving, |replication| {
-        replication.follower_rest_after_ms = 200;
+        replication.rest_after_ms = 200;
     });
     controller.create_topic("t", 6, &BROKERS);
     all_in_sync(controller, "six leaders").await;
@@ -81,7 +78,12 @@ async fn followers_rest_and_wake_up_for_records_and_elections() {
 
     let leader = cluster.produce(1, "three").await;
     cluster.wait_for_rest().await;
+    let opened = cluster.opened() - cluster.opened_by(leader);
     cluster.kill(leader);
+    // The election itself opens nothing.
+    let is_led = |image: &ClusterImage| others_lead(image, leader);
+    controller.wait_for("others lead", is_led).await;
+    assert_eq!(cluster.opened(), opened);
     let begun = Instant::now();
     cluster.produce(1, "four").await;
     println!(
@@ -101,7 +103,7 @@ async fn a_broker_that_comes_back_disturbs_no_leader() {
     let serving = FakeController::serve().await;
     let controller = &serving.controller;
     let mut cluster = Cluster::tuned(folder.path(), &serving, |replication| {
-        replication.follower_rest_after_ms = 200;
+        replication.rest_after_ms = 200;
     });
     controller.keep_leaders();
     controller.create_topic("t", 6, &BROKERS);

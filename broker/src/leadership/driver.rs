@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use chronik_types::epoch::PartitionEpoch;
 use chronik_types::id::{BrokerId, RaftGroupId, ReplicaId};
+use futures::StreamExt;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -37,6 +38,9 @@ use crate::replicas::Replicas;
 
 /// Voters of groups changed at the same time: a new replica copies its whole log.
 const CHANGES_MAX: usize = 8;
+
+/// Leaders that speak to a follower's broker at the same time, when it comes back.
+const GREETINGS_MAX: usize = 64;
 
 /// What the driver works with.
 pub struct DriverOptions {
@@ -376,10 +380,14 @@ impl Driver {
             })
             .collect();
         if !led.is_empty() {
+            let peers = self.options.peers.clone();
             self.tasks.spawn(async move {
-                for (replica, follower) in led {
-                    greet(&replica, follower).await;
-                }
+                let greetings = futures::stream::iter(led);
+                let greetings = greetings.for_each_concurrent(GREETINGS_MAX, |greeted| {
+                    let peers = &peers;
+                    async move { greet(peers, &greeted.0, greeted.1).await }
+                });
+                greetings.await;
             });
         }
     }

@@ -8,9 +8,13 @@ use openraft::errors::Fatal;
 use openraft::raft::{TransferLeaderRequest, TransferLeaderResponse};
 use tokio::time::timeout;
 
+use super::Peers;
+use super::stand::send;
 use crate::replica::Replica;
 use crate::replica::raft_config::{Raft, TypeConfig};
 
+/// How long a follower may take to answer the greeting of a leader at rest, before Raft takes care of it.
+const GREET_TIMEOUT: Duration = Duration::from_secs(1);
 /// Of a rival that is further ahead this replica hears when its request is refused.
 const TERMS_AT_ONCE_MAX: u64 = 4;
 
@@ -102,8 +106,26 @@ pub async fn elect(replica: &Replica, ask_first: bool) {
 
 /// Tells a follower that can be reached again who leads, and sends what it missed without waiting
 /// out the backoff.
-pub async fn greet(replica: &Replica, follower: ReplicaId) {
-    let Some(raft) = replica.raft() else {
+pub async fn greet(peers: &Peers, replica: &Replica, follower: ReplicaId) {
+    let engine = replica.engine();
+    if engine.leads_at_rest() {
+        // Where its term has only begun, that is over in a moment.
+        let mut leadership = replica.leadership();
+        let begun = leadership.wait_for(|now| now.ready || !now.is_leader);
+        let _ = timeout(GREET_TIMEOUT, begun).await;
+    }
+    if let Some(message) = engine.speak_at_rest() {
+        let last = message.prev_log_id;
+        let network = peers.network(replica.group_id(), replica.replica_id());
+        let answer = timeout(GREET_TIMEOUT, send(&network, follower, message)).await;
+        if let Ok(Some(matched)) = answer
+            && Some(matched) == last
+        {
+            engine.matched_at_rest(follower, matched);
+            return;
+        }
+    }
+    let Some(raft) = replica.leading_raft().await else {
         return;
     };
     let _ = raft.trigger().reset_backoff([follower]).await;

@@ -15,6 +15,7 @@ use openraft::errors::{ClientWriteError, ForwardReason, RaftError};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
+use crate::replica::raft_config::Membership;
 use crate::replica::{FollowerProgress, Replica};
 
 /// Entries that a new replica may be behind when it becomes a voter.
@@ -51,9 +52,12 @@ pub struct Members {
 }
 
 impl Members {
-    /// None where the replica's Raft does not run: it rests, and leads nothing.
+    /// None where the replica's Raft does not run, and would have to be asked.
     pub fn of(replica: &Replica) -> Option<Members> {
-        let raft = replica.raft()?;
+        let Some(raft) = replica.raft() else {
+            let (membership, is_applied) = replica.engine().membership_at_rest()?;
+            return Some(Members::new(&membership, is_applied));
+        };
         let applied = {
             let metrics = raft.data_metrics();
             let metrics = metrics.borrow_watched();
@@ -63,11 +67,16 @@ impl Members {
         let metrics = metrics.borrow_watched();
         let stored = &metrics.membership_config;
         let index = stored.log_id().as_ref().map(|log_id| log_id.index);
-        Some(Members {
-            voters: stored.membership().get_joint_config().clone(),
-            nodes: stored.membership().nodes().map(|(id, ())| *id).collect(),
-            is_applied: index.is_some() && index <= applied,
-        })
+        let is_applied = index.is_some() && index <= applied;
+        Some(Members::new(stored.membership(), is_applied))
+    }
+
+    fn new(membership: &Membership, is_applied: bool) -> Members {
+        Members {
+            voters: membership.get_joint_config().clone(),
+            nodes: membership.nodes().map(|(id, ())| *id).collect(),
+            is_applied,
+        }
     }
 
     /// Exactly these replicas are voters, for good, and there is nobody else.
@@ -132,7 +141,10 @@ enum Change {
 async fn carry_out(replica: &Replica, change: &Change) -> Result<(), MembershipError> {
     let deadline = Instant::now() + CHANGE_TIMEOUT;
     loop {
-        let raft = replica.raft().ok_or(MembershipError::NotLeader)?;
+        let raft = replica
+            .leading_raft()
+            .await
+            .ok_or(MembershipError::NotLeader)?;
         let changed = async {
             match change {
                 Change::AddLearner(learner) => raft.add_learner(*learner, (), false).await,
@@ -164,7 +176,10 @@ async fn until_caught_up(
     replica: &Replica,
     wanted: &BTreeSet<ReplicaId>,
 ) -> Result<(), MembershipError> {
-    let raft = replica.raft().ok_or(MembershipError::NotLeader)?;
+    let raft = replica
+        .leading_raft()
+        .await
+        .ok_or(MembershipError::NotLeader)?;
     let mut metrics = raft.data_metrics();
     let mut best = Vec::new();
     let mut deadline = Instant::now() + STALL_TIMEOUT;

@@ -15,6 +15,7 @@ pub mod membership;
 mod network;
 mod queue;
 mod server;
+pub mod stand;
 mod state;
 
 #[cfg(test)]

@@ -56,7 +56,7 @@ impl GroupNetwork {
         Self { peers, group, from }
     }
 
-    fn client(&self, to: ReplicaId, heartbeat: bool) -> ReplicaClient {
+    pub(super) fn client(&self, to: ReplicaId, heartbeat: bool) -> ReplicaClient {
         let route = Route {
             group: self.group,
             from: self.from,

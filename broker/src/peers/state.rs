@@ -1,6 +1,6 @@
 //! What this broker knows of the way to each of its peers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use chronik_types::id::BrokerId;
 use uuid::Uuid;
@@ -66,5 +66,12 @@ pub struct LinkTable(pub BTreeMap<BrokerId, LinkStatus>);
 impl LinkTable {
     pub fn status(&self, broker: BrokerId) -> LinkStatus {
         self.0.get(&broker).copied().unwrap_or(LinkStatus::UNKNOWN)
+    }
+
+    /// Brokers that cannot be reached now.
+    pub fn away(&self) -> BTreeSet<BrokerId> {
+        let links = self.0.iter();
+        let away = links.filter(|(_, status)| !status.is_up());
+        away.map(|(broker, _)| *broker).collect()
     }
 }

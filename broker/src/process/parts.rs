@@ -242,6 +242,7 @@ impl Parts {
         if let Some(timing) = settings.rest_timing() {
             let rest = resting::run(
                 self.replicas.clone(),
+                self.peers.links(),
                 timing,
                 rest_metrics,
                 self.stop.clone(),

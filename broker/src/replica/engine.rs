@@ -13,27 +13,31 @@
 //!   itself; later each time, as `backoff` says.
 //! - `rest` tells when a replica may rest, and what its log says meanwhile.
 //! - `follower` votes and follows a new leader without an instance.
+//! - `leader` wins an election and leads a group that nobody uses without an instance.
 //!
 //! Invariants:
 //! - There is at most one instance of a replica at any time. Opening and closing take turns, and a
 //!   new instance starts only after the state machine of the one before is gone.
 //! - An instance is closed for rest only if all that this replica has is durable, committed and
-//!   applied, it follows a known leader, and nobody uses it. What it promised (its vote) is on disk.
+//!   applied, it follows a known leader or leads followers that have it too or are away, and nobody uses it. What it
+//!   promised (its vote) is on disk.
 //! - Nothing is lost by rest: whoever holds a `RaftHandle` keeps the instance open, and whoever comes
 //!   later opens it again.
 
 mod backoff;
 mod follower;
 mod handle;
+mod leader;
 mod rest;
 mod watch;
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chronik_storage::PartitionLog;
 use chronik_types::epoch::LeaderEpoch;
-use chronik_types::id::{RaftGroupId, ReplicaId};
+use chronik_types::id::{BrokerId, RaftGroupId, ReplicaId};
 use futures::future::BoxFuture;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -41,20 +45,28 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::warn;
 
 use self::backoff::Backoff;
+use self::leader::RestingLeader;
 use self::watch::watch_leadership;
 use super::OpenError;
 use super::raft_config::{Raft, TypeConfig};
 use super::state_machine::ReplicaState;
 
 pub use handle::RaftHandle;
+pub use leader::Candidacy;
 
-/// Starts an instance over the replica's log and state. The guard is dropped with its state machine; the
-/// token tells that the instance is being closed.
-pub type Start = Box<
-    dyn Fn(DropGuard, CancellationToken) -> BoxFuture<'static, Result<Raft, OpenError>>
-        + Send
-        + Sync,
->;
+/// Starts an instance over the replica's log and state.
+pub type Start =
+    Box<dyn Fn(Beginning) -> BoxFuture<'static, Result<Raft, OpenError>> + Send + Sync>;
+
+/// How an instance starts.
+pub struct Beginning {
+    /// It leads on in the term of the vote that is stored.
+    pub leads_on: bool,
+    /// Dropped with its state machine.
+    pub ended: DropGuard,
+    /// Tells that the instance is being closed.
+    pub closing: CancellationToken,
+}
 
 pub type DataMetrics =
     openraft::alias::WatchReceiverOf<TypeConfig, openraft::metrics::RaftDataMetrics<TypeConfig>>;
@@ -116,6 +128,8 @@ pub struct Engine {
     state: Arc<ReplicaState>,
     start: Start,
     inner: Mutex<Inner>,
+    /// Set where this process leads without an instance. Taken after `inner`, if both are.
+    leads: Mutex<Option<RestingLeader>>,
     /// Held while an instance is opened or closed, and while a replica at rest writes.
     turn: tokio::sync::Mutex<()>,
 }
@@ -140,6 +154,7 @@ impl Engine {
             state,
             start,
             inner: Mutex::new(inner),
+            leads: Mutex::new(None),
             turn: tokio::sync::Mutex::new(()),
         };
         let at_rest = engine.leadership_at_rest();
@@ -177,11 +192,16 @@ impl Engine {
             }
         }
         let (closing, ended) = (CancellationToken::new(), CancellationToken::new());
-        let raft = match (self.start)(ended.clone().drop_guard(), closing.clone()).await {
+        let beginning = Beginning {
+            leads_on: self.may_lead_on(),
+            ended: ended.clone().drop_guard(),
+            closing: closing.clone(),
+        };
+        let raft = match (self.start)(beginning).await {
             Ok(raft) => raft,
             Err(error) => {
                 ended.cancelled().await;
-                self.lock().backoff.count_failure();
+                self.not_opened();
                 return Err(error.into());
             }
         };
@@ -189,7 +209,7 @@ impl Engine {
         // that it knows nothing, and would be believed.
         if let Err(fatal) = raft.is_initialized().await {
             stop(raft, &ended, self.log.group_id()).await;
-            self.lock().backoff.count_failure();
+            self.not_opened();
             return Err(OpenError::Raft(fatal.to_string()).into());
         }
         let mut inner = self.lock();
@@ -209,6 +229,8 @@ impl Engine {
             closing,
             ended,
         });
+        // Whether it leads, it says itself from now on.
+        self.lead_no_more_at_rest();
         drop(inner);
         Ok(RaftHandle {
             raft,
@@ -217,16 +239,23 @@ impl Engine {
     }
 
     /// Closes the instance if the replica has been at rest for `idle`. False: it is needed, or there
-    /// is none.
-    pub async fn close_if_idle(self: &Arc<Self>, idle: Duration) -> bool {
-        let engine = self.clone();
+    /// is none. Replicas of brokers that are `away` may lack something: a leader speaks to them when they are
+    /// back.
+    pub async fn close_if_idle(
+        self: &Arc<Self>,
+        idle: Duration,
+        away: &Arc<BTreeSet<BrokerId>>,
+    ) -> bool {
+        let (engine, away) = (self.clone(), away.clone());
         let close = async move {
             let _turn = engine.turn.lock().await;
-            let Some(running) = engine.take_if_idle(idle) else {
+            let Some(running) = engine.take_if_idle(idle, &away) else {
                 return false;
             };
             engine.finish(running).await;
             engine.state.save();
+            // Something may have come in until it was closed.
+            engine.publish_at_rest();
             engine.vacate();
             true
         };
@@ -239,13 +268,14 @@ impl Engine {
         let engine = self.clone();
         let close = async move {
             let _turn = engine.turn.lock().await;
-            let Some(running) = engine.take(Seat::Closing) else {
-                return;
-            };
-            engine.finish(running).await;
-            engine.state.save();
-            let at_rest = engine.leadership_at_rest();
-            engine.state.update_leadership(|now| *now = at_rest);
+            engine.lead_no_more_at_rest();
+            if let Some(running) = engine.take(Seat::Closing) {
+                engine.finish(running).await;
+                engine.state.save();
+            }
+            if engine.status() != EngineStatus::Closed {
+                engine.publish_at_rest();
+            }
             engine.vacate();
         };
         // It fails only where the runtime is shutting down.
@@ -257,6 +287,7 @@ impl Engine {
         let engine = self.clone();
         let close = async move {
             let _turn = engine.turn.lock().await;
+            engine.lead_no_more_at_rest();
             if let Some(running) = engine.take(Seat::Closed) {
                 engine.finish(running).await;
             }
@@ -287,12 +318,15 @@ impl Engine {
         }
     }
 
-    fn take_if_idle(&self, idle: Duration) -> Option<Running> {
+    fn take_if_idle(&self, idle: Duration, away: &BTreeSet<BrokerId>) -> Option<Running> {
         let mut inner = self.lock();
         let Seat::Open(running) = &inner.seat else {
             return None;
         };
-        if inner.users > 0 || inner.last_used.elapsed() < idle || !self.is_settled(&running.raft) {
+        if inner.users > 0 || inner.last_used.elapsed() < idle {
+            return None;
+        }
+        if !self.is_settled(&running.raft) && !self.rest_as_leader(&running.raft, away) {
             return None;
         }
         match std::mem::replace(&mut inner.seat, Seat::Closing) {
@@ -326,6 +360,13 @@ impl Engine {
         let _ = running.watcher.await;
         running.closing.cancel();
         stop(running.raft, &running.ended, self.log.group_id()).await;
+    }
+
+    /// An instance did not start. Without one nobody can lead on.
+    fn not_opened(&self) {
+        self.lock().backoff.count_failure();
+        self.lead_no_more_at_rest();
+        self.publish_at_rest();
     }
 
     /// Nothing is open any more, and may be opened again.

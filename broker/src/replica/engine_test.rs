@@ -1,6 +1,7 @@
 //! Raft instances that are closed and opened under a partition's feet.
 
 mod at_rest_test;
+mod leader_test;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +26,7 @@ const NOW: Duration = Duration::ZERO;
 /// Closes the replica's Raft as soon as it may be.
 async fn to_rest(replica: &Arc<Replica>) {
     let closed = async {
-        while !replica.engine().close_if_idle(NOW).await {
+        while !replica.engine().close_if_idle(NOW, &Arc::default()).await {
             tokio::task::yield_now().await;
         }
     };
@@ -68,13 +69,16 @@ async fn what_is_in_use_or_not_settled_stays_open() {
     let mut cluster = Cluster::start(3, 2).await;
     cluster.ack(0, value("a")).await;
     cluster.wait_for_watermark(1, 1).await;
-    // A leader.
-    assert!(!cluster.replica(0).engine().close_if_idle(NOW).await);
     // One that was used a moment ago, or is being used.
     let follower = cluster.replica(1).clone();
-    assert!(!follower.engine().close_if_idle(LIMIT).await);
+    assert!(
+        !follower
+            .engine()
+            .close_if_idle(LIMIT, &Arc::default())
+            .await
+    );
     let handle = follower.raft().unwrap();
-    assert!(!follower.engine().close_if_idle(NOW).await);
+    assert!(!follower.engine().close_if_idle(NOW, &Arc::default()).await);
     drop(handle);
     to_rest(&follower).await;
     // One that has an entry of which it does not know that it is committed.
@@ -84,7 +88,13 @@ async fn what_is_in_use_or_not_settled_stays_open() {
     let short = Duration::from_millis(300);
     let lost = cluster.produce(0, value("b"), Acks::All, short).await;
     assert_eq!(lost, Err(AppendError::TimedOut));
-    assert!(!cluster.replica(0).engine().close_if_idle(NOW).await);
+    assert!(
+        !cluster
+            .replica(0)
+            .engine()
+            .close_if_idle(NOW, &Arc::default())
+            .await
+    );
     cluster.router.heal();
     cluster.stop_all().await;
 }
@@ -178,16 +188,19 @@ async fn a_session_outlives_the_instances_that_serve_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_is_lost_while_followers_come_and_go() {
+async fn nothing_is_lost_while_instances_come_and_go() {
     let mut cluster = Cluster::start(3, 2).await;
-    let followers = [cluster.replica(1).clone(), cluster.replica(2).clone()];
-    let resting = followers.map(|follower| {
+    let resting = [0, 1, 2].map(|n| {
+        let replica = cluster.replica(n).clone();
         tokio::spawn(async move {
             let mut closed = 0u32;
             loop {
-                match follower.engine().status() {
+                match replica.engine().status() {
                     EngineStatus::Closed => return closed,
-                    _ => closed += u32::from(follower.engine().close_if_idle(NOW).await),
+                    _ => {
+                        closed +=
+                            u32::from(replica.engine().close_if_idle(NOW, &Arc::default()).await)
+                    }
                 }
                 tokio::task::yield_now().await;
             }

@@ -30,7 +30,7 @@ impl Replica {
     /// A leader that has not heard from a majority for a while (a resting group sends no heartbeats) asks
     /// it before it writes again.
     pub async fn renew_lease(&self, deadline: Instant) -> Result<(), AppendError> {
-        let Some(raft) = self.raft() else {
+        let Some(raft) = self.leading_raft().await else {
             return Err(self.not_leader());
         };
         let mut metrics = raft.data_metrics();
@@ -70,7 +70,7 @@ impl Replica {
     /// Its own state does not tell: a leader whose Raft waits for its disk goes on for a while without knowing that
     /// another one was elected.
     pub async fn leads_still(&self, leader_epoch: LeaderEpoch) -> bool {
-        let Some(raft) = self.raft() else {
+        let Some(raft) = self.leading_raft().await else {
             return false;
         };
         let option =

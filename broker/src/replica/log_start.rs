@@ -77,7 +77,7 @@ impl Replica {
         let Ok(term) = u64::try_from(leadership.leader_epoch.0) else {
             return Tried::Failed(self.not_leader());
         };
-        let Some(raft) = self.raft() else {
+        let Some(raft) = self.leading_raft().await else {
             return Tried::Failed(self.not_leader());
         };
         let (responder, receiver) = OneshotResponder::<TypeConfig, _>::new_pair();

@@ -62,7 +62,7 @@ use openraft::network::{NetSnapshot, RaftNetworkFactory};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use engine::{Engine, RaftHandle, WakeError};
+use engine::{Beginning, Engine, RaftHandle, WakeError};
 use log_store::LogStore;
 use queue::Queue;
 use state_machine::{ReplicaState, StateMachine};
@@ -233,7 +233,12 @@ impl Replica {
         let state = Arc::new(ReplicaState::load(log.clone(), upkeep)?);
         let heartbeat_interval = Duration::from_millis(raft_config.heartbeat_interval);
         let (raft_log, raft_state) = (log.clone(), state.clone());
-        let start: engine::Start = Box::new(move |ended, closing| {
+        let start: engine::Start = Box::new(move |beginning| {
+            let Beginning {
+                leads_on,
+                ended,
+                closing,
+            } = beginning;
             let log_store = LogStore::new(
                 raft_log.clone(),
                 raft_state.traces.clone(),
@@ -241,7 +246,11 @@ impl Replica {
                 closing,
             );
             let state_machine = StateMachine::new(raft_state.clone()).telling(ended);
-            let (config, network) = (raft_config.clone(), network.clone());
+            let network = network.clone();
+            let config = match leads_on {
+                true => raft_config::leading_on(&raft_config),
+                false => raft_config.clone(),
+            };
             Box::pin(async move {
                 Raft::new(replica_id, config, network, log_store, state_machine)
                     .await
@@ -267,8 +276,8 @@ impl Replica {
         self.log.group_id()
     }
 
-    /// This replica's Raft, where it runs; a leader's always does. A follower's is closed while the
-    /// replica rests, and stays open while there is a handle: not to be kept.
+    /// This replica's Raft, where it runs. It is closed while the replica rests, and stays open while there is
+    /// a handle: not to be kept.
     pub fn raft(&self) -> Option<RaftHandle> {
         self.engine.running()
     }
@@ -276,6 +285,14 @@ impl Replica {
     /// This replica's Raft, opened if it does not run: takes milliseconds.
     pub async fn wake(&self) -> Result<RaftHandle, WakeError> {
         self.engine.wake().await
+    }
+
+    /// This replica's Raft if it runs or if it leads: a leader's is opened. None: it follows, or has stopped.
+    pub async fn leading_raft(&self) -> Option<RaftHandle> {
+        match self.raft() {
+            None if self.engine.leads_at_rest() => self.wake().await.ok(),
+            running => running,
+        }
     }
 
     /// Opens, closes, and knows what a closed Raft would answer.
@@ -422,7 +439,9 @@ impl Replica {
 
     /// None where this replica does not lead.
     pub fn progress(&self) -> Option<Progress> {
-        let metrics = self.engine.data_metrics()?;
+        let Some(metrics) = self.engine.data_metrics() else {
+            return self.engine.progress_at_rest();
+        };
         let metrics = metrics.borrow_watched();
         let replication = metrics.replication.as_ref()?;
         let followers = replication
@@ -443,7 +462,7 @@ impl Replica {
     /// Asks Raft to hand leadership over; `leadership` tells when it happened.
     pub async fn transfer_leadership(&self, to: ReplicaId) -> Result<(), AppendError> {
         let stopped = AppendError::NotLeader { leader: None };
-        let raft = self.raft().ok_or(stopped.clone())?;
+        let raft = self.leading_raft().await.ok_or(stopped.clone())?;
         let asked = raft.trigger().transfer_leader(to).await;
         asked.map_err(|_| stopped)
     }

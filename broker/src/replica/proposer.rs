@@ -242,7 +242,7 @@ async fn try_propose(
         trace,
     };
     let (responder, receiver) = OneshotResponder::<TypeConfig, _>::new_pair();
-    let Some(raft) = replica.raft() else {
+    let Some(raft) = replica.leading_raft().await else {
         return Tried::Failed(replica.not_leader());
     };
     let proposed = raft

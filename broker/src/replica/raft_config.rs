@@ -204,6 +204,15 @@ pub fn raft_config(timing: RaftTiming) -> Arc<openraft::Config> {
     })
 }
 
+/// For an instance that leads on where the one before it, in this process, was closed for rest: then all that
+/// was sent in its term is in the log, and applied.
+pub fn leading_on(config: &openraft::Config) -> Arc<openraft::Config> {
+    Arc::new(openraft::Config {
+        enable_leader_restore: Some(true),
+        ..config.clone()
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -87,8 +87,9 @@ impl Boot {
             stop: end.clone(),
         }));
         if let Some(idle) = self.rest_after {
-            let timing = RestTiming::new(idle, settings.open_followers_max);
-            let rest = resting::run(self.replicas.clone(), timing, metrics, end.clone());
+            let timing = RestTiming::new(idle, settings.open_replicas_max);
+            let (replicas, links) = (self.replicas.clone(), peers.links());
+            let rest = resting::run(replicas, links, timing, metrics, end.clone());
             tokio::spawn(rest);
         }
         let mut listener = self.network.listen(self.broker_id);

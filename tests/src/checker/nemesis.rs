@@ -152,6 +152,9 @@ impl<'a> Nemesis<'a> {
                 fleet.kill(number, &[name.to_owned()]);
             })),
             Fault::Roll => Ok(self.take_turns(number, lasts, |fleet, name| {
+                // Another fault may have started it a moment ago: before a process has a handler,
+                // SIGTERM just ends it. One that never gets ready is stopped all the same.
+                let _ = fleet.wait_until_ready(name, TURN_DEADLINE);
                 fleet.terminate(number, name);
                 fleet.wait_for_end(name);
             })),

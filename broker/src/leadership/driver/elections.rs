@@ -18,6 +18,7 @@ use super::{Driver, Group, TaskEvent, has_leader};
 use crate::leadership::{GroupView, LeaderStatus, World};
 use crate::leadership::{campaign_delay, leader_status, reaches_majority};
 use crate::peers::campaign::{elect, held_vote, outbid, take_over};
+use crate::peers::stand::{Campaign, Stood, stand};
 use crate::peers::{LinkTable, Nudge};
 
 /// How long one campaign is waited for before the next attempt is considered.
@@ -323,8 +324,24 @@ impl Driver {
         debug!(raft_group_id = id.0, status = ?group.status, by_force, ?rival_term, "campaigns for a partition");
         self.options.metrics.campaigns.inc();
         let events = self.events.clone();
-        let metrics = self.options.metrics.clone();
+        let (metrics, peers) = (self.options.metrics.clone(), self.options.peers.clone());
         let campaign = async move {
+            // One that never voted can disturb nobody: there is no need to ask first.
+            let ask_first = !by_force && rival_term.is_none() && held_vote(&replica).term > 0;
+            let how = Campaign {
+                rival_term,
+                by_force: by_force && rival_term.is_none(),
+                ask_first,
+            };
+            match stand(&peers, &replica, how, limit).await {
+                Stood::Won => {
+                    let took = now.elapsed().as_secs_f64();
+                    metrics.election_seconds.observe(took);
+                    return;
+                }
+                Stood::Lost => return,
+                Stood::LeftToRaft => {}
+            }
             let mut leadership = replica.leadership();
             let known = *leadership.borrow_and_update();
             let mut own_epoch = known.leader_epoch;
@@ -334,8 +351,6 @@ impl Driver {
             } else if by_force {
                 take_over(&replica, limit.min(CAMPAIGN_TIMEOUT)).await;
             } else {
-                // One that never voted can disturb nobody: there is no need to ask first.
-                let ask_first = held_vote(&replica).term > 0;
                 elect(&replica, ask_first).await;
             }
             let decided = leadership.wait_for(|current| {

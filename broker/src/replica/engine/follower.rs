@@ -88,12 +88,12 @@ impl Engine {
     }
 
     /// All that the log has is on disk too. To be asked while the turn is held.
-    fn is_at_rest(&self) -> bool {
+    pub(super) fn is_at_rest(&self) -> bool {
         let last = self.log.last_entry_id().map(|(index, _)| index);
         self.is_vacant() && !self.log.is_damaged() && self.log.durable_index() == last
     }
 
-    fn last_log_id(&self) -> Option<LogId> {
+    pub(super) fn last_log_id(&self) -> Option<LogId> {
         let (index, term) = self.log.last_entry_id()?;
         Some(codec::log_id(term, index))
     }
@@ -170,7 +170,7 @@ impl Engine {
 
     /// The entries of the log that are not applied and come up to `commit`, if there are no records
     /// among them.
-    fn applies_at_rest(&self, commit: u64) -> Option<Vec<LogEntry>> {
+    pub(super) fn applies_at_rest(&self, commit: u64) -> Option<Vec<LogEntry>> {
         let applied = self.state.applied_index();
         let last = self.log.last_entry_id().map(|(index, _)| index);
         let range = next(applied)..next(last.min(Some(commit)));
@@ -224,22 +224,16 @@ impl Engine {
         Some(Ok(matched))
     }
 
-    async fn save_vote(&self, vote: &Vote) -> std::io::Result<()> {
+    pub(super) async fn save_vote(&self, vote: &Vote) -> std::io::Result<()> {
         let bytes = codec::encode_vote(vote);
         durably(|on_durable| self.log.save_vote(bytes, on_durable)).await
     }
 
-    /// While the turn is held: an open instance publishes by itself.
-    fn publish_at_rest(&self) {
-        let at_rest = self.leadership_at_rest();
-        self.state.update_leadership(|now| *now = at_rest);
-    }
-
-    fn term_at(&self, index: u64) -> Option<u64> {
+    pub(super) fn term_at(&self, index: u64) -> Option<u64> {
         self.log.term_at(index).ok().flatten()
     }
 }
 
-fn next(index: Option<u64>) -> u64 {
+pub(super) fn next(index: Option<u64>) -> u64 {
     index.map_or(0, |index| index.saturating_add(1))
 }

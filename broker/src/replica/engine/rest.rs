@@ -82,25 +82,35 @@ impl Engine {
 
     pub(super) fn leadership_at_rest(&self) -> Leadership {
         let vote = self.held_at_rest();
+        let voted_for = vote.leader_id.voted_for;
         Leadership {
-            leader: vote.committed.then_some(vote.leader_id.voted_for),
+            leader: vote.committed.then_some(voted_for),
             leader_epoch: epoch(vote.leader_id.term),
-            is_leader: false,
+            is_leader: vote.committed && voted_for == self.replica_id,
             ready: false,
         }
     }
 
-    /// As Raft starts with it: a leader that was stopped does not lead on.
+    /// To be asked while the turn is held: an open instance publishes by itself.
+    pub(super) fn publish_at_rest(&self) {
+        let at_rest = self.leadership_at_rest();
+        self.state.update_leadership(|now| *now = at_rest);
+    }
+
+    /// As Raft starts with it: a leader that was stopped does not lead on, unless this process has closed its
+    /// Raft for rest.
     pub(super) fn held_at_rest(&self) -> Vote {
         let mut vote = self.stored_vote().unwrap_or(Vote {
             leader_id: LeaderId::new(0, self.replica_id),
             committed: false,
         });
-        vote.committed &= vote.leader_id.voted_for != self.replica_id;
+        let leader = vote.leader_id;
+        vote.committed &=
+            leader.voted_for != self.replica_id || self.leads_in() == Some(leader.term);
         vote
     }
 
-    fn stored_vote(&self) -> Option<Vote> {
+    pub(super) fn stored_vote(&self) -> Option<Vote> {
         let bytes = self.log.vote()?;
         // What this process wrote, or checked when it first opened the log.
         codec::decode_vote(&bytes).ok()

@@ -233,7 +233,10 @@ impl Twins {
             self.open.log().term_starts()
         );
         assert_eq!(self.resting.log().vote(), self.open.log().vote());
-        self.resting.engine().close_if_idle(super::NOW).await;
+        self.resting
+            .engine()
+            .close_if_idle(super::NOW, &Arc::default())
+            .await;
     }
 }
 

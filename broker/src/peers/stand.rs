@@ -1,0 +1,202 @@
+//! An election without Raft, for a replica that rests: so thousands of partitions that nobody uses get other
+//! leaders without thousands of instances being opened.
+//!
+//! Invariant: only asks and tells; what is promised by it is decided and written by the replica's engine, whose
+//! rules are Raft's (dissertation, sections 3.4, 4.2.3 and 9.6). Whatever goes another way than expected is left
+//! to Raft, which is opened and goes on from what was written.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use chronik_types::id::ReplicaId;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use openraft::network::{NetStreamAppend, NetVote, RPCOption};
+use openraft::raft::AppendEntriesRequest;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use super::Peers;
+use super::network::GroupNetwork;
+use crate::replica::Replica;
+use crate::replica::engine::Candidacy;
+use crate::replica::raft_config::{LogId, TypeConfig};
+
+/// How long followers may take to have the first entry of a term, before Raft takes care of them.
+const FIRST_ENTRY_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How a replica campaigns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Campaign {
+    /// The term of a candidate that cannot win: it is to be outdone.
+    pub rival_term: Option<u64>,
+    /// The leader before is gone for certain.
+    pub by_force: bool,
+    /// A round before it asks whether it could be won (dissertation, section 9.6).
+    pub ask_first: bool,
+}
+
+/// How an election without Raft ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stood {
+    Won,
+    Lost,
+    /// None was held: the replica's Raft is open, or has to be.
+    LeftToRaft,
+}
+
+/// Campaigns for a replica at rest; votes are waited for up to `limit`.
+pub async fn stand(
+    peers: &Peers,
+    replica: &Arc<Replica>,
+    campaign: Campaign,
+    limit: Duration,
+) -> Stood {
+    let network = peers.network(replica.group_id(), replica.replica_id());
+    let rival = campaign.rival_term.unwrap_or(0);
+    let engine = replica.engine();
+    if campaign.ask_first {
+        let Some(candidacy) = engine.candidacy(rival) else {
+            return Stood::LeftToRaft;
+        };
+        let asked = ask(&network, replica, &candidacy, Round::PreVote);
+        if timeout(limit, asked).await != Ok(true) {
+            return Stood::Lost;
+        }
+    }
+    let Some(candidacy) = engine.stand(rival).await else {
+        return Stood::LeftToRaft;
+    };
+    let round = Round::Vote {
+        by_force: campaign.by_force,
+    };
+    let asked = ask(&network, replica, &candidacy, round);
+    if timeout(limit, asked).await != Ok(true) {
+        return Stood::Lost;
+    }
+    // Whoever stops waiting must not leave a leader behind whose first entry nobody sends.
+    let (leads, begun) = oneshot::channel();
+    let begin = begin_term(peers.clone(), replica.clone(), network, candidacy, leads);
+    peers.tasks().spawn(begin);
+    match begun.await {
+        Ok(()) => Stood::Won,
+        Err(_) => Stood::Lost,
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Round {
+    PreVote,
+    Vote { by_force: bool },
+}
+
+/// Whether a majority says yes.
+async fn ask(
+    network: &GroupNetwork,
+    replica: &Replica,
+    candidacy: &Candidacy,
+    round: Round,
+) -> bool {
+    let me = replica.replica_id();
+    let others = candidacy.voters.iter().filter(|voter| **voter != me);
+    let mut answers: FuturesUnordered<_> = others
+        .map(|voter| {
+            let mut client = network.client(*voter, false);
+            async move {
+                let option = RPCOption::new(FIRST_ENTRY_TIMEOUT);
+                match round {
+                    Round::PreVote => client.pre_vote(candidacy.request(false), option).await,
+                    Round::Vote { by_force } => {
+                        client.vote(candidacy.request(by_force), option).await
+                    }
+                }
+            }
+        })
+        .collect();
+    let majority = candidacy.voters.len() / 2 + 1;
+    let mut granted = 1;
+    while granted < majority {
+        match answers.next().await {
+            Some(Ok(answer)) if answer.vote_granted => granted += 1,
+            Some(Ok(answer)) => {
+                if matches!(round, Round::Vote { .. }) && answer.vote > candidacy.vote {
+                    replica.engine().outvoted(answer.vote).await;
+                    return false;
+                }
+            }
+            Some(Err(_)) => {}
+            None => return false,
+        }
+    }
+    true
+}
+
+/// Begins the term, and has the others take its first entry. Tells `leads` when a majority has it; never if that
+/// does not come about.
+async fn begin_term(
+    peers: Peers,
+    replica: Arc<Replica>,
+    network: GroupNetwork,
+    candidacy: Candidacy,
+    leads: oneshot::Sender<()>,
+) {
+    let engine = replica.engine();
+    let Some(message) = engine.win(&candidacy).await else {
+        return;
+    };
+    let Some(first) = message.entries.first().map(|entry| entry.log_id) else {
+        return;
+    };
+    let mut leads = Some(leads);
+    let me = replica.replica_id();
+    let others = candidacy.voters.iter().filter(|voter| **voter != me);
+    let mut answers: FuturesUnordered<_> = others
+        .map(|voter| {
+            let sent = send(&network, *voter, message.clone());
+            async move { (*voter, timeout(FIRST_ENTRY_TIMEOUT, sent).await) }
+        })
+        .collect();
+    let majority = candidacy.voters.len() / 2 + 1;
+    let (mut have_it, mut is_committed, mut all_told) = (1, false, true);
+    loop {
+        if have_it >= majority && !is_committed {
+            is_committed = engine.commit_at_rest(first).await;
+            if !is_committed {
+                // Something else was asked of the replica meanwhile.
+                break;
+            }
+            // Whoever campaigned need not wait for the slowest.
+            leads.take().map(|leads| leads.send(()));
+        }
+        match answers.next().await {
+            None => break,
+            Some((voter, Ok(Some(matched)))) if matched >= first => {
+                engine.matched_at_rest(voter, matched);
+                have_it += 1;
+            }
+            // One that cannot be reached is greeted when it can be.
+            Some((voter, _)) => {
+                let link = peers.links().borrow().status(voter.broker_id);
+                all_told &= !link.is_up();
+            }
+        }
+    }
+    if !is_committed || !all_told {
+        // Raft goes on with those that did not answer as expected; or the replica leads no more.
+        let _ = replica.wake().await;
+    }
+}
+
+/// How far the follower's log is the same then. None: it did not take the message.
+pub(super) async fn send(
+    network: &GroupNetwork,
+    to: ReplicaId,
+    message: AppendEntriesRequest<TypeConfig>,
+) -> Option<LogId> {
+    let is_heartbeat = message.entries.is_empty();
+    let mut client = network.client(to, is_heartbeat);
+    let input = futures::stream::iter([message]);
+    let option = RPCOption::new(FIRST_ENTRY_TIMEOUT);
+    let mut answers = client.stream_append(input, option).await.ok()?;
+    answers.next().await?.ok()?.ok()?
+}
