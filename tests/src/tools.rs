@@ -73,6 +73,15 @@ pub fn kafka_topics(bootstrap: &str, arguments: &[&str]) -> Command {
     command
 }
 
+pub fn kafka_consumer_groups(bootstrap: &str, arguments: &[&str]) -> Command {
+    let mut command = kafka_tool(
+        "org.apache.kafka.tools.consumer.group.ConsumerGroupCommand",
+        &["--bootstrap-server", bootstrap],
+    );
+    command.args(arguments);
+    command
+}
+
 pub fn franz_go(command: &str, bootstrap: &str, arguments: &[&str]) -> Command {
     let mut full = Command::new(cached("bin/franz-go-client"));
     full.arg(command)

@@ -31,7 +31,9 @@ var commands = []command{
 	{"verify", "read everything back and compare with what was acknowledged", verify},
 	{"probe", "write one record after the other, and print when each was acknowledged", probe},
 	{"group", "consume in a group with commits, printing each record, until told to leave", group},
+	{"hold", "be a member of a group, commit given offsets, and stand still until told to leave", hold},
 	{"checker", "the workload of the consistency checker, told by standard input what comes next", runChecker},
+	{"versions", "call every API in every advertised version, and check the answers", versions},
 	{"version", "print the version", version},
 }
 

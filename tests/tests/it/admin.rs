@@ -68,8 +68,8 @@ fn assert_tools_agree(cluster: &Cluster, topic: &str, partitions: usize) {
 }
 
 /// What clients are promised, old ones and new ones. A version that goes is a break, one that comes is
-/// added here.
-const VERSIONS: [&str; 28] = [
+/// added here. `api_versions.rs` calls them all.
+pub const VERSIONS: [&str; 28] = [
     "Produce(0): 0 to 13",
     "Fetch(1): 4 to 18",
     "ListOffsets(2): 1 to 11",

@@ -6,10 +6,13 @@ mod layering;
 mod tidy;
 
 mod admin;
+mod api_versions;
 mod clients;
+mod group_tools;
 mod groups;
 mod lessons;
 mod malformed;
+mod one_endpoint;
 
 mod checker;
 mod controller_disk;
