@@ -110,10 +110,11 @@ impl ReplicationSettings {
         }
     }
 
-    /// None: followers stay open.
-    pub fn rest_timing(&self) -> Option<RestTiming> {
-        let idle = Duration::from_millis(self.rest_after_ms);
-        (!idle.is_zero()).then(|| RestTiming::new(idle, self.open_replicas_max))
+    pub fn rest_timing(&self) -> RestTiming {
+        match self.rest_after_ms {
+            0 => RestTiming::NEVER,
+            idle => RestTiming::new(Duration::from_millis(idle), self.open_replicas_max),
+        }
     }
 
     fn validate(&self) -> Result<(), String> {

@@ -159,6 +159,11 @@ impl Running {
         &self.replicas
     }
 
+    #[cfg(test)]
+    pub fn peers(&self) -> &Peers {
+        &self.peers
+    }
+
     async fn shut_down(mut self) -> anyhow::Result<()> {
         self.health.set_ready(false, "shutting down");
         // 1. Nothing new comes here, and the others know why.

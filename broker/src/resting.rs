@@ -1,21 +1,24 @@
 //! Closes the Raft of replicas that nobody uses, leaders and followers: one at rest needs little more memory
 //! than its place in the directory, and opens again in milliseconds when a message or a client comes.
+//! Sees to it, too, that no leader rests while a follower that can be reached lacks something.
 //!
 //! Invariant: costs one look at each replica per pass, and nothing per replica between passes. What
 //! may be closed is the replica's own decision.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use chronik_types::id::RaftGroupId;
+use chronik_types::id::{BrokerId, RaftGroupId, ReplicaId};
 use futures::StreamExt;
-use tokio::sync::watch;
+use futures::future::join;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::metrics::BrokerMetrics;
-use crate::peers::LinkTable;
+use crate::peers::Peers;
+use crate::peers::campaign::greet;
 use crate::replica::Replica;
 use crate::replica::engine::EngineStatus;
 use crate::replicas::Replicas;
@@ -37,6 +40,13 @@ pub struct RestTiming {
 }
 
 impl RestTiming {
+    /// Nobody's is.
+    pub const NEVER: RestTiming = RestTiming {
+        idle: Duration::MAX,
+        open_max: usize::MAX,
+        crowded_idle: Duration::MAX,
+    };
+
     pub fn new(idle: Duration, open_max: usize) -> Self {
         Self {
             idle,
@@ -49,7 +59,7 @@ impl RestTiming {
 /// Runs until `stop`.
 pub async fn run(
     replicas: Replicas,
-    links: watch::Receiver<LinkTable>,
+    peers: Peers,
     timing: RestTiming,
     metrics: BrokerMetrics,
     stop: CancellationToken,
@@ -57,6 +67,8 @@ pub async fn run(
     let period = (timing.idle / 4).clamp(PASS_INTERVAL_MIN, PASS_INTERVAL_MAX);
     let mut passes = interval_at(Instant::now() + period, period);
     passes.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let links = peers.links();
+    let mut behind = BTreeSet::new();
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -66,8 +78,9 @@ pub async fn run(
         let (open, failed) = count(&all);
         metrics.replicas_open.set(open);
         metrics.replicas_failed.set(failed);
-        let due = due(all, &timing);
         let away = Arc::new(links.borrow().away());
+        let now_behind = behind_leaders_at_rest(&all, &away);
+        let due = due(all, &timing);
         let closed = futures::stream::iter(due)
             .map(|(replica, idle)| {
                 let away = &away;
@@ -76,14 +89,49 @@ pub async fn run(
             .buffer_unordered(PARALLEL_MAX)
             .filter(|closed| std::future::ready(*closed))
             .count();
-        let closed = tokio::select! {
+        // What it has sent only now is on its way.
+        let spoken_to: Vec<_> = now_behind
+            .iter()
+            .filter(|(group, (_, follower))| behind.contains(&(**group, *follower)))
+            .map(|(_, (replica, follower))| (replica.clone(), *follower))
+            .collect();
+        if !spoken_to.is_empty() {
+            let leaders = spoken_to.len();
+            debug!(
+                leaders,
+                "leaders at rest speak to followers that are behind"
+            );
+        }
+        behind = now_behind
+            .into_iter()
+            .map(|(group, (_, follower))| (group, follower))
+            .collect();
+        let speak =
+            futures::stream::iter(spoken_to).for_each_concurrent(PARALLEL_MAX, |(leader, to)| {
+                let peers = peers.clone();
+                async move { greet(&peers, &leader, to).await }
+            });
+        let (closed, ()) = tokio::select! {
             () = stop.cancelled() => return,
-            closed = closed => closed,
+            both = join(closed, speak) => both,
         };
         if closed > 0 {
             debug!(closed, "replicas went to rest");
         }
     }
+}
+
+/// Leaders at rest with a follower that is connected and not known to have everything, though a leader speaks to
+/// its followers when they can be reached again: a link can come and go unseen.
+fn behind_leaders_at_rest(
+    all: &[(RaftGroupId, Arc<Replica>)],
+    away: &BTreeSet<BrokerId>,
+) -> BTreeMap<RaftGroupId, (Arc<Replica>, ReplicaId)> {
+    let behind = all.iter().filter_map(|(group, replica)| {
+        let follower = replica.engine().behind_at_rest(away)?;
+        Some((*group, (replica.clone(), follower)))
+    });
+    behind.collect()
 }
 
 fn count(all: &[(RaftGroupId, Arc<Replica>)]) -> (i64, i64) {

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::ways::Ways;
 use crate::config::{Config, ReplicationSettings};
 use crate::fake_controller::{FakeController, Serving};
-use crate::peers::Connector;
+use crate::peers::{Connector, Peers};
 use crate::replica::Replica;
 use crate::replicas::WeakReplicas;
 use crate::test_wait::wait_for;
@@ -26,6 +26,7 @@ pub const BROKERS: [i32; 3] = [1, 2, 3];
 pub struct TestBroker {
     pub rpc_address: SocketAddr,
     pub replicas: WeakReplicas,
+    pub peers: Peers,
     kill: Option<oneshot::Sender<()>>,
     stop: CancellationToken,
     thread: Option<JoinHandle<anyhow::Result<()>>>,
@@ -45,7 +46,10 @@ impl TestBroker {
             let outcome = runtime.block_on(async move {
                 let running = crate::start_with(config, connector).await?;
                 let replicas = running.replicas().downgrade();
-                started.send((running.rpc_address, replicas)).unwrap();
+                let peers = running.peers().clone();
+                started
+                    .send((running.rpc_address, replicas, peers))
+                    .unwrap();
                 tokio::select! {
                     ended = running.run_until(token) => ended,
                     // Everything is dropped where it stands.
@@ -56,13 +60,14 @@ impl TestBroker {
             runtime.shutdown_timeout(LIMIT);
             outcome
         });
-        let (rpc_address, replicas) = match addresses.recv_timeout(LIMIT) {
+        let (rpc_address, replicas, peers) = match addresses.recv_timeout(LIMIT) {
             Ok(started) => started,
             Err(_) => panic!("the broker does not start: {:?}", thread.join()),
         };
         TestBroker {
             rpc_address,
             replicas,
+            peers,
             kill: Some(kill),
             stop,
             thread: Some(thread),

@@ -9,6 +9,7 @@ use super::harness::{
     BROKERS, Cluster, TestBroker, all_in_sync, leaders, others_lead, preferred_leaders,
 };
 use crate::fake_controller::FakeController;
+use crate::peers::stand::{Campaign, Stood, stand};
 use crate::replica::engine::EngineStatus;
 use crate::test_wait::{stays, until};
 
@@ -123,5 +124,42 @@ async fn a_broker_that_comes_back_disturbs_no_leader() {
     all_in_sync(controller, "it is back").await;
     cluster.wait_for_rest().await;
     assert_eq!(cluster.terms(), before, "no election");
+    cluster.end();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_candidate_at_rest_learns_of_a_higher_term_by_asking_whether_it_could_win() {
+    let folder = tempfile::tempdir().unwrap();
+    let serving = FakeController::serve().await;
+    let controller = &serving.controller;
+    let cluster = Cluster::tuned(folder.path(), &serving, |replication| {
+        replication.rest_after_ms = 200;
+    });
+    controller.keep_leaders();
+    controller.create_topic("t", 1, &BROKERS);
+    all_in_sync(controller, "a leader").await;
+    let leader = cluster.produce(1, "one").await;
+    cluster.wait_for_rest().await;
+    let [asking, ahead] = BROKERS
+        .into_iter()
+        .filter(|broker| *broker != leader)
+        .collect::<Vec<i32>>()[..]
+    else {
+        panic!("three brokers");
+    };
+    let taken = cluster.replica_of(ahead, 1).engine().stand(20).await;
+    assert_eq!(taken.unwrap().vote.leader_id.term, 21);
+    let replica = cluster.replica_of(asking, 1);
+    let campaign = Campaign {
+        rival_term: None,
+        by_force: false,
+        ask_first: true,
+    };
+    let peers = &cluster.brokers[&asking].peers;
+    let outcome = stand(peers, &replica, campaign, Duration::from_secs(20)).await;
+    assert_eq!(outcome, Stood::Lost);
+    assert!(replica.vote().leader_id.term >= 21, "{}", replica.vote());
+    let next = cluster.produce(1, "two").await;
+    assert_eq!(cluster.read(next, 1, 2).await, ["one", "two"]);
     cluster.end();
 }

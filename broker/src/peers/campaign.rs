@@ -109,10 +109,12 @@ pub async fn elect(replica: &Replica, ask_first: bool) {
 pub async fn greet(peers: &Peers, replica: &Replica, follower: ReplicaId) {
     let engine = replica.engine();
     if engine.leads_at_rest() {
-        // Where its term has only begun, that is over in a moment.
+        // Where its term has only begun, that is over in a moment, or Raft takes care of it (`stand`).
         let mut leadership = replica.leadership();
         let begun = leadership.wait_for(|now| now.ready || !now.is_leader);
-        let _ = timeout(GREET_TIMEOUT, begun).await;
+        if timeout(GREET_TIMEOUT, begun).await.is_err() {
+            return;
+        }
     }
     if let Some(message) = engine.speak_at_rest() {
         let last = message.prev_log_id;

@@ -24,6 +24,8 @@ use crate::replica::raft_config::{LogId, TypeConfig};
 
 /// How long followers may take to have the first entry of a term, before Raft takes care of them.
 const FIRST_ENTRY_TIMEOUT: Duration = Duration::from_secs(1);
+/// What the library would wait for an answer; here whoever asks has limits of its own.
+const UNLIMITED: Duration = Duration::MAX;
 
 /// How a replica campaigns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +43,8 @@ pub struct Campaign {
 pub enum Stood {
     Won,
     Lost,
+    /// None was held: the replica leads already.
+    Leads,
     /// None was held: the replica's Raft is open, or has to be.
     LeftToRaft,
 }
@@ -55,6 +59,9 @@ pub async fn stand(
     let network = peers.network(replica.group_id(), replica.replica_id());
     let rival = campaign.rival_term.unwrap_or(0);
     let engine = replica.engine();
+    if engine.leads_at_rest() {
+        return Stood::Leads;
+    }
     if campaign.ask_first {
         let Some(candidacy) = engine.candidacy(rival) else {
             return Stood::LeftToRaft;
@@ -64,8 +71,11 @@ pub async fn stand(
             return Stood::Lost;
         }
     }
-    let Some(candidacy) = engine.stand(rival).await else {
-        return Stood::LeftToRaft;
+    // The disk may stand still.
+    let candidacy = match timeout(limit, engine.stand(rival)).await {
+        Ok(Some(candidacy)) => candidacy,
+        Ok(None) => return Stood::LeftToRaft,
+        Err(_) => return Stood::Lost,
     };
     let round = Round::Vote {
         by_force: campaign.by_force,
@@ -75,12 +85,18 @@ pub async fn stand(
         return Stood::Lost;
     }
     // Whoever stops waiting must not leave a leader behind whose first entry nobody sends.
-    let (leads, begun) = oneshot::channel();
-    let begin = begin_term(peers.clone(), replica.clone(), network, candidacy, leads);
+    let (committed, is_committed) = oneshot::channel();
+    let begin = begin_term(
+        peers.clone(),
+        replica.clone(),
+        network,
+        candidacy,
+        committed,
+    );
     peers.tasks().spawn(begin);
-    match begun.await {
-        Ok(()) => Stood::Won,
-        Err(_) => Stood::Lost,
+    match timeout(FIRST_ENTRY_TIMEOUT, is_committed).await {
+        Ok(Ok(())) => Stood::Won,
+        Ok(Err(_)) | Err(_) => Stood::Lost,
     }
 }
 
@@ -103,7 +119,7 @@ async fn ask(
         .map(|voter| {
             let mut client = network.client(*voter, false);
             async move {
-                let option = RPCOption::new(FIRST_ENTRY_TIMEOUT);
+                let option = RPCOption::new(UNLIMITED);
                 match round {
                     Round::PreVote => client.pre_vote(candidacy.request(false), option).await,
                     Round::Vote { by_force } => {
@@ -119,9 +135,9 @@ async fn ask(
         match answers.next().await {
             Some(Ok(answer)) if answer.vote_granted => granted += 1,
             Some(Ok(answer)) => {
-                if matches!(round, Round::Vote { .. }) && answer.vote > candidacy.vote {
+                // Or the next attempt would ask with a term that is too low once more.
+                if answer.vote > replica.vote() {
                     replica.engine().outvoted(answer.vote).await;
-                    return false;
                 }
             }
             Some(Err(_)) => {}
@@ -131,14 +147,14 @@ async fn ask(
     true
 }
 
-/// Begins the term, and has the others take its first entry. Tells `leads` when a majority has it; never if that
-/// does not come about.
+/// Begins the term, and has the others take its first entry. Tells `committed` when a majority has it; never if
+/// that does not come about.
 async fn begin_term(
     peers: Peers,
     replica: Arc<Replica>,
     network: GroupNetwork,
     candidacy: Candidacy,
-    leads: oneshot::Sender<()>,
+    committed: oneshot::Sender<()>,
 ) {
     let engine = replica.engine();
     let Some(message) = engine.win(&candidacy).await else {
@@ -147,7 +163,7 @@ async fn begin_term(
     let Some(first) = message.entries.first().map(|entry| entry.log_id) else {
         return;
     };
-    let mut leads = Some(leads);
+    let mut committed = Some(committed);
     let me = replica.replica_id();
     let others = candidacy.voters.iter().filter(|voter| **voter != me);
     let mut answers: FuturesUnordered<_> = others
@@ -166,7 +182,9 @@ async fn begin_term(
                 break;
             }
             // Whoever campaigned need not wait for the slowest.
-            leads.take().map(|leads| leads.send(()));
+            if let Some(committed) = committed.take() {
+                let _ = committed.send(());
+            }
         }
         match answers.next().await {
             None => break,
@@ -196,7 +214,7 @@ pub(super) async fn send(
     let is_heartbeat = message.entries.is_empty();
     let mut client = network.client(to, is_heartbeat);
     let input = futures::stream::iter([message]);
-    let option = RPCOption::new(FIRST_ENTRY_TIMEOUT);
+    let option = RPCOption::new(UNLIMITED);
     let mut answers = client.stream_append(input, option).await.ok()?;
     answers.next().await?.ok()?.ok()?
 }

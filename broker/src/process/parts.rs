@@ -239,16 +239,14 @@ impl Parts {
         tasks.spawn(named("log life", run_log_life(log_life)));
         tasks.spawn(named("leadership", run_driver(driver)));
         tasks.spawn(named("reporter", run_reporter(reporter)));
-        if let Some(timing) = settings.rest_timing() {
-            let rest = resting::run(
-                self.replicas.clone(),
-                self.peers.links(),
-                timing,
-                rest_metrics,
-                self.stop.clone(),
-            );
-            tasks.spawn(named("resting", rest));
-        }
+        let rest = resting::run(
+            self.replicas.clone(),
+            self.peers.clone(),
+            settings.rest_timing(),
+            rest_metrics,
+            self.stop.clone(),
+        );
+        tasks.spawn(named("resting", rest));
         tasks.spawn(named("reconcile", self.reconciler.run(self.client.view())));
         Handles {
             storage: self.storage,

@@ -48,7 +48,7 @@ use self::backoff::Backoff;
 use self::leader::RestingLeader;
 use self::watch::watch_leadership;
 use super::OpenError;
-use super::raft_config::{Raft, TypeConfig};
+use super::raft_config::Raft;
 use super::state_machine::ReplicaState;
 
 pub use handle::RaftHandle;
@@ -67,9 +67,6 @@ pub struct Beginning {
     /// Tells that the instance is being closed.
     pub closing: CancellationToken,
 }
-
-pub type DataMetrics =
-    openraft::alias::WatchReceiverOf<TypeConfig, openraft::metrics::RaftDataMetrics<TypeConfig>>;
 
 /// Why there is no instance.
 #[derive(Debug, thiserror::Error)]
@@ -103,6 +100,8 @@ struct Running {
     closing: CancellationToken,
     /// The state machine is gone.
     ended: CancellationToken,
+    /// What was known of its followers before it was opened, if it leads on.
+    floor: Option<RestingLeader>,
 }
 
 enum Seat {
@@ -228,9 +227,9 @@ impl Engine {
             watcher: tokio::spawn(watch),
             closing,
             ended,
+            // Whether it leads, it says itself from now on.
+            floor: self.leads().take(),
         });
-        // Whether it leads, it says itself from now on.
-        self.lead_no_more_at_rest();
         drop(inner);
         Ok(RaftHandle {
             raft,
@@ -255,6 +254,9 @@ impl Engine {
             engine.finish(running).await;
             engine.state.save();
             // Something may have come in until it was closed.
+            if !engine.may_lead_on() {
+                engine.lead_no_more_at_rest();
+            }
             engine.publish_at_rest();
             engine.vacate();
             true
@@ -310,14 +312,6 @@ impl Engine {
         self.lock().opened
     }
 
-    /// What openraft publishes of the open instance's log; the receiver does not keep it open.
-    pub fn data_metrics(&self) -> Option<DataMetrics> {
-        match &self.lock().seat {
-            Seat::Open(running) => Some(running.raft.data_metrics()),
-            _ => None,
-        }
-    }
-
     fn take_if_idle(&self, idle: Duration, away: &BTreeSet<BrokerId>) -> Option<Running> {
         let mut inner = self.lock();
         let Seat::Open(running) = &inner.seat else {
@@ -326,7 +320,7 @@ impl Engine {
         if inner.users > 0 || inner.last_used.elapsed() < idle {
             return None;
         }
-        if !self.is_settled(&running.raft) && !self.rest_as_leader(&running.raft, away) {
+        if !self.is_settled(&running.raft) && !self.rest_as_leader(running, away) {
             return None;
         }
         match std::mem::replace(&mut inner.seat, Seat::Closing) {

@@ -289,10 +289,7 @@ impl Replica {
 
     /// This replica's Raft if it runs or if it leads: a leader's is opened. None: it follows, or has stopped.
     pub async fn leading_raft(&self) -> Option<RaftHandle> {
-        match self.raft() {
-            None if self.engine.leads_at_rest() => self.wake().await.ok(),
-            running => running,
-        }
+        self.engine.leading().await
     }
 
     /// Opens, closes, and knows what a closed Raft would answer.
@@ -439,24 +436,7 @@ impl Replica {
 
     /// None where this replica does not lead.
     pub fn progress(&self) -> Option<Progress> {
-        let Some(metrics) = self.engine.data_metrics() else {
-            return self.engine.progress_at_rest();
-        };
-        let metrics = metrics.borrow_watched();
-        let replication = metrics.replication.as_ref()?;
-        let followers = replication
-            .iter()
-            .filter(|(replica, _)| **replica != self.replica_id)
-            .map(|(replica, matched)| FollowerProgress {
-                replica: *replica,
-                matched: matched.as_ref().map(|log_id| log_id.index),
-            })
-            .collect();
-        let last_index = metrics.last_log.as_ref().map(|log_id| log_id.index);
-        Some(Progress {
-            last_index,
-            followers,
-        })
+        self.engine.progress()
     }
 
     /// Asks Raft to hand leadership over; `leadership` tells when it happened.

@@ -326,14 +326,22 @@ async fn wait_until_replicated(
     index: Option<u64>,
     deadline: Instant,
 ) -> Result<(), AppendError> {
-    let Some(mut metrics) = replica.engine().data_metrics() else {
-        return Err(AppendError::TimedOut);
-    };
-    let mut partition = replica.partition.clone();
-    loop {
+    let is_over = || {
         let (in_sync, required) = replica.in_sync();
         let replicated = index.is_some_and(|index| replica.replicated_count(index) >= required);
-        if replicated || in_sync < required {
+        replicated || in_sync < required
+    };
+    if is_over() {
+        return Ok(());
+    }
+    // Its followers are asked for as long as it is open.
+    let Some(raft) = replica.leading_raft().await else {
+        return Err(AppendError::TimedOut);
+    };
+    let mut metrics = raft.data_metrics();
+    let mut partition = replica.partition.clone();
+    loop {
+        if is_over() {
             return Ok(());
         }
         let changed = async {

@@ -178,18 +178,21 @@ impl Replica {
             .fold(0u64, |sum, segment| sum.saturating_add(segment.size_bytes));
         match self.state.applied_index() {
             Some(applied) if remembered > self.state.marks.keep_bytes() => {
-                self.purge(applied).await
+                self.purge_awake(applied).await
             }
             _ => Ok(()),
         }
     }
 
     /// Lets Raft forget the entries up to `index`, or what of them it may forget. On a leader it
-    /// takes effect when no connected follower reads there any more. A replica that rests is left alone.
+    /// takes effect when no connected follower reads there any more. A follower that rests is left alone.
     pub async fn purge(&self, index: u64) -> Result<(), PurgeError> {
-        match (self.purge_limit(index), self.raft()) {
-            (Some(index), Some(raft)) => self.purge_upto(&raft, index).await,
-            _ => Ok(()),
+        let Some(index) = self.purge_limit(index) else {
+            return Ok(());
+        };
+        match self.leading_raft().await {
+            Some(raft) => self.purge_upto(&raft, index).await,
+            None => Ok(()),
         }
     }
 

@@ -86,12 +86,13 @@ impl Boot {
             draining: draining.subscribe(),
             stop: end.clone(),
         }));
-        if let Some(idle) = self.rest_after {
-            let timing = RestTiming::new(idle, settings.open_replicas_max);
-            let (replicas, links) = (self.replicas.clone(), peers.links());
-            let rest = resting::run(replicas, links, timing, metrics, end.clone());
-            tokio::spawn(rest);
-        }
+        let timing = match self.rest_after {
+            Some(idle) => RestTiming::new(idle, settings.open_replicas_max),
+            None => RestTiming::NEVER,
+        };
+        let (replicas, peers_at_rest) = (self.replicas.clone(), peers.clone());
+        let rest = resting::run(replicas, peers_at_rest, timing, metrics, end.clone());
+        tokio::spawn(rest);
         let mut listener = self.network.listen(self.broker_id);
         let (replicas, responses) = (self.replicas.clone(), self.responses);
         tokio::spawn(requests::serve(replicas, self.requests, responses));

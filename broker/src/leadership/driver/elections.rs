@@ -339,7 +339,7 @@ impl Driver {
                     metrics.election_seconds.observe(took);
                     return;
                 }
-                Stood::Lost => return,
+                Stood::Lost | Stood::Leads => return,
                 Stood::LeftToRaft => {}
             }
             let mut leadership = replica.leadership();

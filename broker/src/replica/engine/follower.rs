@@ -174,9 +174,6 @@ impl Engine {
         let applied = self.state.applied_index();
         let last = self.log.last_entry_id().map(|(index, _)| index);
         let range = next(applied)..next(last.min(Some(commit)));
-        if applied != self.log.committed() {
-            return None;
-        }
         if range.is_empty() {
             return Some(Vec::new());
         }

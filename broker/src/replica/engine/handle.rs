@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Engine, Seat};
+use super::{Engine, Inner, Seat};
 use crate::replica::raft_config::Raft;
 
 /// A replica's open Raft instance; it stays open while there is a handle. Not to be kept.
@@ -37,7 +37,23 @@ impl Drop for RaftHandle {
 impl Engine {
     /// The instance, if it is open; kept open while the handle lives.
     pub fn running(self: &Arc<Self>) -> Option<RaftHandle> {
-        let mut inner = self.lock();
+        self.handle(&mut self.lock())
+    }
+
+    /// As `running`; the instance of a replica that leads at rest is opened. None: it follows, or has stopped.
+    pub async fn leading(self: &Arc<Self>) -> Option<RaftHandle> {
+        {
+            // One look: a leader that is being opened or closed is the one or the other.
+            let mut inner = self.lock();
+            let open = self.handle(&mut inner);
+            if open.is_some() || !self.leads_at_rest() {
+                return open;
+            }
+        }
+        self.wake().await.ok()
+    }
+
+    fn handle(self: &Arc<Self>, inner: &mut Inner) -> Option<RaftHandle> {
         let Seat::Open(running) = &inner.seat else {
             return None;
         };

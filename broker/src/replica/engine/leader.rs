@@ -25,10 +25,10 @@ use openraft::raft::{AppendEntriesRequest, VoteRequest};
 use openraft::vote::RaftLeaderId;
 
 use super::follower::next;
-use super::{Engine, epoch};
+use super::{Engine, Running, Seat, epoch};
 use crate::replica::codec;
 use crate::replica::log_store::durably;
-use crate::replica::raft_config::{Entry, LeaderId, LogId, Membership, Raft, TypeConfig, Vote};
+use crate::replica::raft_config::{Entry, LeaderId, LogId, Membership, TypeConfig, Vote};
 use crate::replica::{FollowerProgress, Progress};
 
 type AppendRequest = AppendEntriesRequest<TypeConfig>;
@@ -57,7 +57,7 @@ impl Candidacy {
 }
 
 impl Engine {
-    /// The replica leads, and its Raft is closed or about to be.
+    /// The replica leads, and its Raft is closed, or about to be closed or opened.
     pub fn leads_at_rest(&self) -> bool {
         let held = self.held_at_rest();
         held.committed && held.leader_id.voted_for == self.replica_id
@@ -79,15 +79,19 @@ impl Engine {
     }
 
     /// Keeps what a leader's Raft knows, if all is settled in its group. False: it is not.
-    pub(super) fn rest_as_leader(&self, raft: &Raft, away: &BTreeSet<BrokerId>) -> bool {
-        let leader = self.settled_leader(raft, away);
+    pub(super) fn rest_as_leader(&self, running: &Running, away: &BTreeSet<BrokerId>) -> bool {
+        let leader = self.settled_leader(running, away);
         let is_settled = leader.is_some();
         *self.leads() = leader;
         is_settled
     }
 
     /// All of the group have all there is, but for those that are away, and nobody joins, leaves or copies.
-    fn settled_leader(&self, raft: &Raft, away: &BTreeSet<BrokerId>) -> Option<RestingLeader> {
+    fn settled_leader(
+        &self,
+        running: &Running,
+        away: &BTreeSet<BrokerId>,
+    ) -> Option<RestingLeader> {
         let published = *self.state.leadership.borrow();
         let last = self.log.last_entry_id();
         let index = last.map(|(index, _)| index);
@@ -99,7 +103,7 @@ impl Engine {
         let (members, is_applied) = self.membership_at_rest()?;
         let voters = sole_voters(&members).filter(|_| is_applied && is_whole)?;
         let term = {
-            let metrics = raft.server_metrics();
+            let metrics = running.raft.server_metrics();
             let metrics = metrics.borrow_watched();
             let effective = &metrics.membership_config;
             let term = metrics.vote.leader_id.term;
@@ -111,20 +115,11 @@ impl Engine {
                 && *effective.membership() == members;
             leads.then_some(term)?
         };
-        let metrics = raft.data_metrics();
-        let metrics = metrics.borrow_watched();
-        let replication = metrics.replication.as_ref()?;
-        let matched = |replica: &ReplicaId| {
-            let log_id = replication.get(replica)?.as_ref()?;
-            Some(log_id.index)
-        };
-        let followers = voters.iter().filter(|voter| **voter != self.replica_id);
-        let followers: Vec<FollowerProgress> = followers
-            .map(|replica| FollowerProgress {
-                replica: *replica,
-                matched: matched(replica),
-            })
-            .collect();
+        let followers = running.progress(self.replica_id)?.followers;
+        let replicas: BTreeSet<ReplicaId> = followers.iter().map(|known| known.replica).collect();
+        if replicas.len() + 1 != voters.len() || !replicas.is_subset(&voters) {
+            return None;
+        }
         let has_all = |follower: &FollowerProgress| {
             follower.matched == index || away.contains(&follower.replica.broker_id)
         };
@@ -132,8 +127,18 @@ impl Engine {
         are_settled.then_some(RestingLeader { term, followers })
     }
 
-    /// What a leader at rest knows of its followers. None: the replica leads nothing, or its Raft knows.
-    pub fn progress_at_rest(&self) -> Option<Progress> {
+    /// None where this replica does not lead.
+    pub fn progress(&self) -> Option<Progress> {
+        // One look: a leader that is being opened or closed is the one or the other.
+        let inner = self.lock();
+        match &inner.seat {
+            Seat::Open(running) => running.progress(self.replica_id),
+            Seat::Empty | Seat::Closing => self.progress_at_rest(),
+            Seat::Closed => None,
+        }
+    }
+
+    fn progress_at_rest(&self) -> Option<Progress> {
         if !self.leads_at_rest() {
             return None;
         }
@@ -175,9 +180,23 @@ impl Engine {
         })
     }
 
-    /// A follower has said that its log is the same up to `matched`.
+    /// A follower of a leader at rest that can be reached and is not known to have the whole log.
+    pub fn behind_at_rest(&self, away: &BTreeSet<BrokerId>) -> Option<ReplicaId> {
+        let last = self.speak_at_rest()?.prev_log_id.map(|last| last.index);
+        let leader = self.leads();
+        let mut followers = leader.as_ref()?.followers.iter();
+        let behind = followers
+            .find(|known| known.matched != last && !away.contains(&known.replica.broker_id));
+        behind.map(|known| known.replica)
+    }
+
+    /// A follower has said that its log is the same up to `matched`, an entry of the leader's term.
     pub fn matched_at_rest(&self, follower: ReplicaId, matched: LogId) {
-        if let Some(leader) = self.leads().as_mut() {
+        let mut leader = self.leads();
+        let leader = leader.as_mut();
+        // Not of a term before, which the replica has led too.
+        let leader = leader.filter(|leader| leader.term == codec::term(&matched));
+        if let Some(leader) = leader {
             let known = leader.followers.iter_mut();
             for known in known.filter(|known| known.replica == follower) {
                 known.matched = known.matched.max(Some(matched.index));
@@ -319,8 +338,40 @@ impl Engine {
         tokio::spawn(commit).await.unwrap_or(false)
     }
 
-    fn leads(&self) -> MutexGuard<'_, Option<RestingLeader>> {
+    pub(super) fn leads(&self) -> MutexGuard<'_, Option<RestingLeader>> {
         self.leads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Running {
+    /// What a leader's Raft knows of its followers. One that leads on begins with knowing nothing, and searches
+    /// their logs anew; what was known before it was opened holds all the same, since in one term they only grow.
+    fn progress(&self, me: ReplicaId) -> Option<Progress> {
+        let term = self
+            .raft
+            .server_metrics()
+            .borrow_watched()
+            .vote
+            .leader_id
+            .term;
+        let floor = self.floor.as_ref().filter(|floor| floor.term == term);
+        let before = |replica: ReplicaId| {
+            let known = floor?.followers.iter();
+            let mut known = known.filter(|known| known.replica == replica);
+            known.next()?.matched
+        };
+        let metrics = self.raft.data_metrics();
+        let metrics = metrics.borrow_watched();
+        let followers = metrics.replication.as_ref()?.iter();
+        let followers = followers.filter(|(replica, _)| **replica != me);
+        let followers = followers.map(|(replica, matched)| FollowerProgress {
+            replica: *replica,
+            matched: matched.map(|log_id| log_id.index).max(before(*replica)),
+        });
+        Some(Progress {
+            last_index: metrics.last_log.map(|log_id| log_id.index),
+            followers: followers.collect(),
+        })
     }
 }
 

@@ -10,7 +10,7 @@ use super::{NOW, last_log_id, to_rest};
 use crate::peers::RaftEndpoint;
 use crate::replica::engine::EngineStatus;
 use crate::replica::raft_config::TypeConfig;
-use crate::replica::test_batches::value;
+use crate::replica::test_batches::{idempotent, value};
 use crate::replica::test_cluster::{Cluster, LIMIT};
 use crate::replica::{AppendError, Replica};
 use crate::test_wait::{until, wait_for};
@@ -161,11 +161,57 @@ async fn a_leader_whose_follower_lacks_something_stays_open() {
     let before = matched(&leader);
     assert_eq!(before[0], last);
     assert!(before[1] < last, "{before:?}");
+    let (nobody, away) = (BTreeSet::new(), &*away);
+    let lagging = cluster.nodes[2].id;
+    assert_eq!(leader.engine().behind_at_rest(&nobody), Some(lagging));
+    assert_eq!(leader.engine().behind_at_rest(away), None);
     cluster.router.heal();
     drop(leader.wake().await.unwrap());
     cluster.wait_for_watermark(2, 1).await;
     to_rest(&leader).await;
     assert_eq!(matched(&leader), [last, last]);
+    assert_eq!(leader.engine().behind_at_rest(&nobody), None);
+    cluster.stop_all().await;
+}
+
+/// Raft itself searches the followers' logs anew.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_leader_knew_of_its_followers_holds_when_it_is_opened() {
+    let mut cluster = Cluster::start(3, 2).await;
+    for n in 0..40 {
+        cluster.ack(0, value(&n.to_string())).await;
+    }
+    for n in [1, 2] {
+        cluster.wait_for_watermark(n, 40).await;
+    }
+    let leader = cluster.replica(0).clone();
+    to_rest(&leader).await;
+    let known = leader.progress();
+    assert!(known.is_some());
+    for n in [1, 2] {
+        cluster.router.cut(cluster.nodes[n].id);
+    }
+    let open = leader.wake().await.unwrap();
+    assert_eq!(leader.progress(), known);
+    // It rests again by what it knows.
+    drop(open);
+    to_rest(&leader).await;
+    assert_eq!(leader.progress(), known);
+    cluster.router.heal();
+    cluster.ack(0, value("more")).await;
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_retry_is_answered_by_a_leader_at_rest_that_needs_all_in_sync() {
+    let mut cluster = Cluster::start(3, 3).await;
+    let batch = idempotent(9, 0, 0, 1);
+    assert_eq!(cluster.ack(0, batch.clone()).await, 0);
+    for n in [1, 2] {
+        cluster.wait_for_watermark(n, 1).await;
+    }
+    to_rest(cluster.replica(0)).await;
+    assert_eq!(cluster.ack(0, batch).await, 0);
     cluster.stop_all().await;
 }
 
