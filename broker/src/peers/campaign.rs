@@ -9,7 +9,7 @@ use openraft::raft::{TransferLeaderRequest, TransferLeaderResponse};
 use tokio::time::timeout;
 
 use super::Peers;
-use super::stand::send;
+use super::stand::speak;
 use crate::replica::Replica;
 use crate::replica::raft_config::{Raft, TypeConfig};
 
@@ -116,16 +116,9 @@ pub async fn greet(peers: &Peers, replica: &Replica, follower: ReplicaId) {
             return;
         }
     }
-    if let Some(message) = engine.speak_at_rest() {
-        let last = message.prev_log_id;
-        let network = peers.network(replica.group_id(), replica.replica_id());
-        let answer = timeout(GREET_TIMEOUT, send(&network, follower, message)).await;
-        if let Ok(Some(matched)) = answer
-            && Some(matched) == last
-        {
-            engine.matched_at_rest(follower, matched);
-            return;
-        }
+    let network = peers.network(replica.group_id(), replica.replica_id());
+    if let Ok(true) = timeout(GREET_TIMEOUT, speak(&network, replica, follower)).await {
+        return;
     }
     let Some(raft) = replica.leading_raft().await else {
         return;

@@ -24,6 +24,8 @@ use crate::replica::raft_config::{LogId, TypeConfig};
 
 /// How long followers may take to have the first entry of a term, before Raft takes care of them.
 const FIRST_ENTRY_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a term may take to begin, the disk included, before the campaign is over. It may begin later.
+const TERM_TIMEOUT: Duration = Duration::from_secs(2);
 /// What the library would wait for an answer; here whoever asks has limits of its own.
 const UNLIMITED: Duration = Duration::MAX;
 
@@ -59,22 +61,25 @@ pub async fn stand(
     let network = peers.network(replica.group_id(), replica.replica_id());
     let rival = campaign.rival_term.unwrap_or(0);
     let engine = replica.engine();
-    if engine.leads_at_rest() {
-        return Stood::Leads;
-    }
+    let not_stood = || match engine.leads_at_rest() {
+        true => Stood::Leads,
+        false => Stood::LeftToRaft,
+    };
+    // The disk may stand still, and something be written.
     if campaign.ask_first {
-        let Some(candidacy) = engine.candidacy(rival) else {
-            return Stood::LeftToRaft;
+        let candidacy = match timeout(limit, engine.candidacy(rival)).await {
+            Ok(Some(candidacy)) => candidacy,
+            Ok(None) => return not_stood(),
+            Err(_) => return Stood::Lost,
         };
         let asked = ask(&network, replica, &candidacy, Round::PreVote);
         if timeout(limit, asked).await != Ok(true) {
             return Stood::Lost;
         }
     }
-    // The disk may stand still.
     let candidacy = match timeout(limit, engine.stand(rival)).await {
         Ok(Some(candidacy)) => candidacy,
-        Ok(None) => return Stood::LeftToRaft,
+        Ok(None) => return not_stood(),
         Err(_) => return Stood::Lost,
     };
     let round = Round::Vote {
@@ -94,7 +99,7 @@ pub async fn stand(
         committed,
     );
     peers.tasks().spawn(begin);
-    match timeout(FIRST_ENTRY_TIMEOUT, is_committed).await {
+    match timeout(TERM_TIMEOUT, is_committed).await {
         Ok(Ok(())) => Stood::Won,
         Ok(Err(_)) | Err(_) => Stood::Lost,
     }
@@ -138,6 +143,9 @@ async fn ask(
                 // Or the next attempt would ask with a term that is too low once more.
                 if answer.vote > replica.vote() {
                     replica.engine().outvoted(answer.vote).await;
+                    if let Round::Vote { .. } = round {
+                        return false;
+                    }
                 }
             }
             Some(Err(_)) => {}
@@ -174,6 +182,7 @@ async fn begin_term(
         .collect();
     let majority = candidacy.voters.len() / 2 + 1;
     let (mut have_it, mut is_committed, mut all_told) = (1, false, true);
+    let mut have_first = Vec::new();
     loop {
         if have_it >= majority && !is_committed {
             is_committed = engine.commit_at_rest(first).await;
@@ -189,8 +198,9 @@ async fn begin_term(
         match answers.next().await {
             None => break,
             Some((voter, Ok(Some(matched)))) if matched >= first => {
-                engine.matched_at_rest(voter, matched);
+                engine.matched_at_rest(voter, matched, false);
                 have_it += 1;
+                have_first.push(voter);
             }
             // One that cannot be reached is greeted when it can be.
             Some((voter, _)) => {
@@ -202,11 +212,35 @@ async fn begin_term(
     if !is_committed || !all_told {
         // Raft goes on with those that did not answer as expected; or the replica leads no more.
         let _ = replica.wake().await;
+        return;
+    }
+    let told = have_first.into_iter().map(|follower| {
+        let speak = speak(&network, &replica, follower);
+        timeout(FIRST_ENTRY_TIMEOUT, speak)
+    });
+    // Who does not hear of the commit now hears of it later (`resting`).
+    futures::future::join_all(told).await;
+}
+
+/// A leader at rest says that it leads, and that all entries are committed. False: the follower does not have them, or
+/// no answer came.
+pub(super) async fn speak(network: &GroupNetwork, replica: &Replica, to: ReplicaId) -> bool {
+    let engine = replica.engine();
+    let Some(message) = engine.speak_at_rest() else {
+        return false;
+    };
+    let last = message.prev_log_id;
+    match send(network, to, message).await {
+        Some(matched) if Some(matched) == last => {
+            engine.matched_at_rest(to, matched, true);
+            true
+        }
+        Some(_) | None => false,
     }
 }
 
 /// How far the follower's log is the same then. None: it did not take the message.
-pub(super) async fn send(
+async fn send(
     network: &GroupNetwork,
     to: ReplicaId,
     message: AppendEntriesRequest<TypeConfig>,

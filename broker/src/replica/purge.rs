@@ -22,6 +22,10 @@ const MARK_BYTES: u64 = 4 * 1024 * 1024;
 /// How long the library may take to take note of a snapshot.
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Entries among which the next instance of a leader may have to search its followers' logs: it begins with
+/// steps of this many.
+const REMEMBERED_AT_REST_MAX: u64 = 16;
+
 /// How a replica asks for `log_life` to look after it.
 #[derive(Debug, Clone)]
 pub struct Upkeep {
@@ -204,6 +208,24 @@ impl Replica {
         let raft = self.wake().await;
         let raft = raft.map_err(|error| PurgeError::Stopped(error.to_string()))?;
         self.purge_upto(&raft, index).await
+    }
+
+    /// Before a leader's Raft is closed: the next one searches its followers' logs anew, among the entries that are
+    /// remembered. Where all of them have all there is, the last one is enough.
+    pub async fn purge_before_rest(&self) -> Result<(), PurgeError> {
+        let progress = self.progress();
+        let Some(last) = progress.as_ref().and_then(|progress| progress.last_index) else {
+            return Ok(());
+        };
+        let followers = progress.iter().flat_map(|progress| &progress.followers);
+        let all_have_all = followers
+            .into_iter()
+            .all(|known| known.matched == Some(last));
+        let remembered = last.saturating_sub(self.log().first_index());
+        match all_have_all && remembered > REMEMBERED_AT_REST_MAX {
+            true => self.purge(last - 1).await,
+            false => Ok(()),
+        }
     }
 
     /// How far up to `index` there is something that may go now.

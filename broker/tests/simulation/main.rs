@@ -38,7 +38,7 @@ use plan::Sabotage;
 use trace::LogLines;
 
 /// Seeds of an ordinary test run.
-const SEEDS: Range<u64> = 0..14;
+const SEEDS: Range<u64> = 0..40;
 /// Processes at a time.
 const PARALLEL: usize = 2;
 /// No run takes as long on any machine; one that does is caught in a loop.

@@ -1,8 +1,8 @@
 //! What a replica at rest does without its Raft to win an election, and to lead while nobody uses it.
 //!
 //! ```text
-//!   stand -----> votes of others -----> win -----> followers have the first entry -----> commit
-//!   (vote on disk)                     (committed vote and first entry on disk)          (ready)
+//!   stand ---> votes of others ---> win ---> followers have the first entry ---> commit ---> followers know it
+//!   (vote on disk)           (committed vote and first entry on disk)           (ready)
 //! ```
 //!
 //! Invariants:
@@ -23,6 +23,7 @@ use openraft::async_runtime::WatchReceiver;
 use openraft::entry::EntryPayload;
 use openraft::raft::{AppendEntriesRequest, VoteRequest};
 use openraft::vote::RaftLeaderId;
+use tokio_util::sync::CancellationToken;
 
 use super::follower::next;
 use super::{Engine, Running, Seat, epoch};
@@ -36,7 +37,23 @@ type AppendRequest = AppendEntriesRequest<TypeConfig>;
 /// A leader whose Raft is closed.
 pub(super) struct RestingLeader {
     term: u64,
-    followers: Vec<FollowerProgress>,
+    followers: Vec<RestingFollower>,
+}
+
+/// One of its followers.
+struct RestingFollower {
+    progress: FollowerProgress,
+    /// It knows that all entries are committed.
+    knows_commit: bool,
+}
+
+impl RestingFollower {
+    fn new(progress: FollowerProgress) -> Self {
+        Self {
+            progress,
+            knows_commit: false,
+        }
+    }
 }
 
 /// What a replica at rest asks votes with.
@@ -124,6 +141,8 @@ impl Engine {
             follower.matched == index || away.contains(&follower.replica.broker_id)
         };
         let are_settled = followers.iter().all(has_all);
+        // The last message to them may be lost, so they are told once more (`behind_at_rest`).
+        let followers = followers.into_iter().map(RestingFollower::new).collect();
         are_settled.then_some(RestingLeader { term, followers })
     }
 
@@ -142,7 +161,9 @@ impl Engine {
         if !self.leads_at_rest() {
             return None;
         }
-        let followers = self.leads().as_ref()?.followers.clone();
+        let leader = self.leads();
+        let followers = leader.as_ref()?.followers.iter();
+        let followers = followers.map(|follower| follower.progress).collect();
         let last_index = self.log.last_entry_id().map(|(index, _)| index);
         Some(Progress {
             last_index,
@@ -180,32 +201,48 @@ impl Engine {
         })
     }
 
-    /// A follower of a leader at rest that can be reached and is not known to have the whole log.
-    pub fn behind_at_rest(&self, away: &BTreeSet<BrokerId>) -> Option<ReplicaId> {
-        let last = self.speak_at_rest()?.prev_log_id.map(|last| last.index);
+    /// Followers of a leader at rest that can be reached, and are not known to have the whole log and to know that
+    /// it is committed.
+    pub fn behind_at_rest(&self, away: &BTreeSet<BrokerId>) -> Vec<ReplicaId> {
+        // Most replicas follow.
+        if self.leads_in().is_none() || self.speak_at_rest().is_none() {
+            return Vec::new();
+        }
         let leader = self.leads();
-        let mut followers = leader.as_ref()?.followers.iter();
-        let behind = followers
-            .find(|known| known.matched != last && !away.contains(&known.replica.broker_id));
-        behind.map(|known| known.replica)
+        let followers = leader.iter().flat_map(|leader| &leader.followers);
+        let behind = followers.filter(|follower| !follower.knows_commit);
+        behind
+            .map(|follower| follower.progress.replica)
+            .filter(|replica| !away.contains(&replica.broker_id))
+            .collect()
     }
 
-    /// A follower has said that its log is the same up to `matched`, an entry of the leader's term.
-    pub fn matched_at_rest(&self, follower: ReplicaId, matched: LogId) {
+    /// A follower has said that its log is the same up to `matched`, an entry of the leader's term; `committed`: in
+    /// answer to a message that said so of that entry.
+    pub fn matched_at_rest(&self, follower: ReplicaId, matched: LogId, committed: bool) {
         let mut leader = self.leads();
         let leader = leader.as_mut();
         // Not of a term before, which the replica has led too.
         let leader = leader.filter(|leader| leader.term == codec::term(&matched));
         if let Some(leader) = leader {
             let known = leader.followers.iter_mut();
-            for known in known.filter(|known| known.replica == follower) {
-                known.matched = known.matched.max(Some(matched.index));
+            for known in known.filter(|known| known.progress.replica == follower) {
+                let progress = &mut known.progress;
+                progress.matched = progress.matched.max(Some(matched.index));
+                known.knows_commit |= committed;
             }
         }
     }
 
-    /// With what the replica could campaign in a term above `rival` and its own. None: Raft has to.
-    pub fn candidacy(&self, rival: u64) -> Option<Candidacy> {
+    /// With what the replica could campaign in a term above `rival` and its own. None: Raft has to, or the replica
+    /// leads at rest.
+    pub async fn candidacy(&self, rival: u64) -> Option<Candidacy> {
+        // What is being written now is waited for.
+        let _turn = self.turn.lock().await;
+        self.may_stand(rival)
+    }
+
+    fn may_stand(&self, rival: u64) -> Option<Candidacy> {
         if !self.is_at_rest() || self.leads_at_rest() {
             return None;
         }
@@ -227,12 +264,19 @@ impl Engine {
         })
     }
 
-    /// Takes a term and votes for itself (dissertation, section 3.4). None: Raft has to.
+    /// Takes a term and votes for itself (dissertation, section 3.4). None: Raft has to, or the replica leads at
+    /// rest. Takes none for a caller that stopped waiting before it was its turn: a term that nobody asks votes
+    /// for only disturbs.
     pub async fn stand(self: &Arc<Self>, rival: u64) -> Option<Candidacy> {
         let engine = self.clone();
+        let gone = CancellationToken::new();
+        let _caller = gone.clone().drop_guard();
         let stand = async move {
             let _turn = engine.turn.lock().await;
-            let candidacy = engine.candidacy(rival)?;
+            if gone.is_cancelled() {
+                return None;
+            }
+            let candidacy = engine.may_stand(rival)?;
             engine.save_vote(&candidacy.vote).await.ok()?;
             engine.publish_at_rest();
             Some(candidacy)
@@ -297,9 +341,11 @@ impl Engine {
         let (voted, appended) = join(self.save_vote(&vote), entry).await;
         voted.and(appended).ok()?;
         let followers = voters.iter().filter(|voter| **voter != self.replica_id);
-        let followers = followers.map(|replica| FollowerProgress {
-            replica: *replica,
-            matched: None,
+        let followers = followers.map(|replica| {
+            RestingFollower::new(FollowerProgress {
+                replica: *replica,
+                matched: None,
+            })
         });
         *self.leads() = Some(RestingLeader {
             term,
@@ -356,7 +402,7 @@ impl Running {
             .term;
         let floor = self.floor.as_ref().filter(|floor| floor.term == term);
         let before = |replica: ReplicaId| {
-            let known = floor?.followers.iter();
+            let known = floor?.followers.iter().map(|follower| follower.progress);
             let mut known = known.filter(|known| known.replica == replica);
             known.next()?.matched
         };

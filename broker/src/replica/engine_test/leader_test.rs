@@ -163,15 +163,98 @@ async fn a_leader_whose_follower_lacks_something_stays_open() {
     assert!(before[1] < last, "{before:?}");
     let (nobody, away) = (BTreeSet::new(), &*away);
     let lagging = cluster.nodes[2].id;
-    assert_eq!(leader.engine().behind_at_rest(&nobody), Some(lagging));
-    assert_eq!(leader.engine().behind_at_rest(away), None);
+    assert!(leader.engine().behind_at_rest(&nobody).contains(&lagging));
+    assert!(!leader.engine().behind_at_rest(away).contains(&lagging));
     cluster.router.heal();
     drop(leader.wake().await.unwrap());
     cluster.wait_for_watermark(2, 1).await;
     to_rest(&leader).await;
     assert_eq!(matched(&leader), [last, last]);
-    assert_eq!(leader.engine().behind_at_rest(&nobody), None);
+    // Until they have said that they know that all is committed.
+    let last = last_log_id(&leader).unwrap();
+    for n in [1, 2] {
+        let follower = cluster.nodes[n].id;
+        assert!(leader.engine().behind_at_rest(&nobody).contains(&follower));
+        leader.engine().matched_at_rest(follower, last, true);
+    }
+    assert_eq!(leader.engine().behind_at_rest(&nobody), []);
     cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_remembers_little_when_it_goes_to_rest() {
+    let mut cluster = Cluster::start(3, 2).await;
+    for n in 0..40 {
+        cluster.ack(0, value(&n.to_string())).await;
+    }
+    let leader = cluster.replica(0).clone();
+    let remembered = || {
+        let last = leader.log().last_entry_id().map_or(0, |(index, _)| index);
+        last - leader.log().first_index()
+    };
+    // Not while a follower lacks something.
+    cluster.router.cut(cluster.nodes[2].id);
+    cluster.ack(0, value("more")).await;
+    leader.purge_before_rest().await.unwrap();
+    assert!(remembered() > 40, "{}", remembered());
+    cluster.router.heal();
+    for n in [1, 2] {
+        cluster.wait_for_watermark(n, 41).await;
+    }
+    cluster.wait_for_followers(0).await;
+    leader.purge_before_rest().await.unwrap();
+    until("its Raft forgets", || remembered() == 0).await;
+    to_rest(&leader).await;
+    cluster.router.cut(cluster.nodes[2].id);
+    assert_eq!(cluster.ack(0, value("b")).await, 41);
+    cluster.router.heal();
+    for n in [0, 1, 2] {
+        cluster.wait_for_watermark(n, 42).await;
+        assert_eq!(cluster.read_all(n).await.len(), 42);
+    }
+    cluster.stop_all().await;
+}
+
+/// What a follower did not save before its power failed it applies again when its leader speaks.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_that_lost_power_applies_at_rest_what_holds_no_records() {
+    for has_records in [false, true] {
+        let mut cluster = Cluster::start(3, 2).await;
+        if has_records {
+            cluster.ack(0, value("a")).await;
+        }
+        cluster.wait_for_followers(0).await;
+        let leader = cluster.replica(0).clone();
+        let vote = leader.vote();
+        let last = last_log_id(&leader);
+        cluster.crash(1).await;
+        cluster.open(1).await;
+        let back = cluster.replica(1).clone();
+        assert_eq!(last_log_id(&back), last);
+        assert_eq!(back.state.applied_index(), None, "nothing was saved");
+        let message = AppendEntriesRequest::<TypeConfig> {
+            vote,
+            prev_log_id: last,
+            entries: Vec::new(),
+            leader_commit: last,
+        };
+        let answer = back.engine().follow_at_rest(&message).await;
+        match has_records {
+            true => assert_eq!(answer, None, "records are Raft's to apply"),
+            false => {
+                assert_eq!(answer, Some(Ok(last)));
+                let index = last.map(|log_id| log_id.index);
+                let known = (back.log().committed(), back.state.applied_index());
+                // If it had known the commit before, the next message brings it.
+                assert!(
+                    known == (index, index) || known == (index, None),
+                    "{known:?}"
+                );
+                assert!(back.engine().stand(0).await.is_some(), "it may campaign");
+            }
+        }
+        cluster.stop_all().await;
+    }
 }
 
 /// Raft itself searches the followers' logs anew.
@@ -210,8 +293,11 @@ async fn a_retry_is_answered_by_a_leader_at_rest_that_needs_all_in_sync() {
     for n in [1, 2] {
         cluster.wait_for_watermark(n, 1).await;
     }
-    to_rest(cluster.replica(0)).await;
+    let leader = cluster.replica(0).clone();
+    to_rest(&leader).await;
+    let (vote, opened) = (leader.vote(), leader.engine().opened());
     assert_eq!(cluster.ack(0, batch).await, 0);
+    assert_eq!((leader.vote(), leader.engine().opened()), (vote, opened));
     cluster.stop_all().await;
 }
 
@@ -245,7 +331,8 @@ async fn an_election_at_rest_makes_a_leader_also_where_one_is_away() {
     let first = message.entries[0].log_id;
     let answer = old.engine().follow_at_rest(&message).await.unwrap();
     assert_eq!(answer.unwrap(), Some(first));
-    next.engine().matched_at_rest(cluster.nodes[0].id, first);
+    next.engine()
+        .matched_at_rest(cluster.nodes[0].id, first, false);
     assert!(next.engine().commit_at_rest(first).await);
     assert!(next.leadership().borrow().ready);
     assert_eq!(next.engine().speak_at_rest().unwrap().vote, message.vote);
@@ -325,6 +412,27 @@ async fn a_term_of_another_that_was_heard_of_is_not_taken_again() {
     );
     let candidacy = follower.engine().stand(0).await.unwrap();
     assert_eq!(candidacy.vote.leader_id.term, other.leader_id.term + 1);
+    cluster.stop_all().await;
+}
+
+/// On one thread, so that what is spawned begins only when this test waits.
+#[tokio::test]
+async fn no_term_is_taken_for_a_caller_that_is_gone() {
+    let mut cluster = resting_leader().await;
+    let follower = cluster.replica(1).clone();
+    to_rest(&follower).await;
+    let (engine, held) = (follower.engine(), follower.vote());
+    let mut given_up = Box::pin(engine.stand(0));
+    assert!(futures::poll!(&mut given_up).is_pending());
+    drop(given_up);
+    for _ in 0..10 {
+        tokio::task::yield_now().await;
+    }
+    // Behind it in the turn.
+    assert!(engine.candidacy(0).await.is_some());
+    assert_eq!(follower.vote(), held);
+    assert!(engine.stand(0).await.is_some());
+    assert!(follower.vote() > held);
     cluster.stop_all().await;
 }
 
