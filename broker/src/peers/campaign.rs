@@ -9,7 +9,7 @@ use openraft::raft::{TransferLeaderRequest, TransferLeaderResponse};
 use tokio::time::timeout;
 
 use super::Peers;
-use super::stand::speak;
+use super::stand::{Heard, speak};
 use crate::replica::Replica;
 use crate::replica::raft_config::{Raft, TypeConfig};
 
@@ -117,8 +117,11 @@ pub async fn greet(peers: &Peers, replica: &Replica, follower: ReplicaId) {
         }
     }
     let network = peers.network(replica.group_id(), replica.replica_id());
-    if let Ok(true) = timeout(GREET_TIMEOUT, speak(&network, replica, follower)).await {
-        return;
+    match timeout(GREET_TIMEOUT, speak(&network, replica, follower)).await {
+        // One that does not answer, as before it has opened its replica, is spoken to again (`resting`), and asks
+        // when it misses its leader (`server`).
+        Ok(Some(Heard::Has(_) | Heard::Nothing)) | Err(_) => return,
+        Ok(Some(Heard::Otherwise) | None) => {}
     }
     let Some(raft) = replica.leading_raft().await else {
         return;

@@ -10,7 +10,9 @@ use openraft::raft::{
     VoteRequest, VoteResponse,
 };
 
-use super::campaign::accept_transfer;
+use super::Peers;
+use super::campaign::{accept_transfer, greet};
+use super::membership::Members;
 use crate::replica::raft_config::{LogId, TypeConfig, Vote};
 use crate::replica::{Replica, append_session};
 use crate::replicas::WeakReplicas;
@@ -49,6 +51,8 @@ pub trait RaftEndpoint: Send + Sync + 'static {
     fn current_vote(&self) -> Vote;
     /// The replica itself leads now.
     fn is_leader(&self) -> bool;
+    /// Speaks, as the leader, to a follower that misses one.
+    fn greet(self: Arc<Self>, peers: Peers, follower: ReplicaId) -> BoxFuture<'static, ()>;
 }
 
 /// Finds the replicas of this broker.
@@ -132,5 +136,15 @@ impl RaftEndpoint for Replica {
 
     fn is_leader(&self) -> bool {
         self.leadership().borrow().is_leader
+    }
+
+    fn greet(self: Arc<Self>, peers: Peers, follower: ReplicaId) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            // Not to one that was dropped, and does not know.
+            let members = Members::of(&self);
+            if members.is_some_and(|members| members.nodes.contains(&follower)) {
+                greet(&peers, &self, follower).await;
+            }
+        })
     }
 }

@@ -402,6 +402,10 @@ impl InboundPeer {
                 // The group rests, so its lease has run out; but its leader's broker is connected
                 // here, and that is the lease of a resting group.
                 let refused = VoteResponse::new(endpoint.current_vote(), None, false);
+                if endpoint.is_leader() {
+                    let greet = endpoint.greet(peers.clone(), route.from);
+                    peers.tasks().spawn(greet);
+                }
                 return Answer::Vote(codec::vote_answer_to_wire(&refused));
             }
             // Links tell whether there is a leader. Raft's own lease of it knows less: it runs on for a

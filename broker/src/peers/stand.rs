@@ -91,13 +91,7 @@ pub async fn stand(
     }
     // Whoever stops waiting must not leave a leader behind whose first entry nobody sends.
     let (committed, is_committed) = oneshot::channel();
-    let begin = begin_term(
-        peers.clone(),
-        replica.clone(),
-        network,
-        candidacy,
-        committed,
-    );
+    let begin = begin_term(replica.clone(), network, candidacy, committed);
     peers.tasks().spawn(begin);
     match timeout(TERM_TIMEOUT, is_committed).await {
         Ok(Ok(())) => Stood::Won,
@@ -158,7 +152,6 @@ async fn ask(
 /// Begins the term, and has the others take its first entry. Tells `committed` when a majority has it; never if
 /// that does not come about.
 async fn begin_term(
-    peers: Peers,
     replica: Arc<Replica>,
     network: GroupNetwork,
     candidacy: Candidacy,
@@ -197,16 +190,13 @@ async fn begin_term(
         }
         match answers.next().await {
             None => break,
-            Some((voter, Ok(Some(matched)))) if matched >= first => {
+            Some((voter, Ok(Heard::Has(matched)))) if matched >= first => {
                 engine.matched_at_rest(voter, matched, false);
                 have_it += 1;
                 have_first.push(voter);
             }
-            // One that cannot be reached is greeted when it can be.
-            Some((voter, _)) => {
-                let link = peers.links().borrow().status(voter.broker_id);
-                all_told &= !link.is_up();
-            }
+            Some((_, Ok(Heard::Nothing) | Err(_))) => {}
+            Some((_, Ok(Heard::Has(_) | Heard::Otherwise))) => all_told = false,
         }
     }
     if !is_committed || !all_told {
@@ -218,37 +208,56 @@ async fn begin_term(
         let speak = speak(&network, &replica, follower);
         timeout(FIRST_ENTRY_TIMEOUT, speak)
     });
-    // Who does not hear of the commit now hears of it later (`resting`).
+    // Who does not hear of it now hears of it later (`resting`).
     futures::future::join_all(told).await;
 }
 
-/// A leader at rest says that it leads, and that all entries are committed. False: the follower does not have them, or
-/// no answer came.
-pub(super) async fn speak(network: &GroupNetwork, replica: &Replica, to: ReplicaId) -> bool {
-    let engine = replica.engine();
-    let Some(message) = engine.speak_at_rest() else {
-        return false;
-    };
-    let last = message.prev_log_id;
-    match send(network, to, message).await {
-        Some(matched) if Some(matched) == last => {
-            engine.matched_at_rest(to, matched, true);
-            true
-        }
-        Some(_) | None => false,
-    }
+/// What a follower said to a leader's message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Heard {
+    /// Its log is the same up to there.
+    Has(LogId),
+    /// It lacks entries, or knows a newer leader.
+    Otherwise,
+    /// No answer came.
+    Nothing,
 }
 
-/// How far the follower's log is the same then. None: it did not take the message.
+/// A leader at rest says that it leads, and that all entries are committed. None: it is no leader at rest.
+pub(super) async fn speak(
+    network: &GroupNetwork,
+    replica: &Replica,
+    to: ReplicaId,
+) -> Option<Heard> {
+    let engine = replica.engine();
+    let message = engine.speak_at_rest()?;
+    let last = message.prev_log_id;
+    Some(match send(network, to, message).await {
+        Heard::Has(matched) if Some(matched) == last => {
+            engine.matched_at_rest(to, matched, true);
+            Heard::Has(matched)
+        }
+        Heard::Nothing => Heard::Nothing,
+        Heard::Has(_) | Heard::Otherwise => Heard::Otherwise,
+    })
+}
+
 async fn send(
     network: &GroupNetwork,
     to: ReplicaId,
     message: AppendEntriesRequest<TypeConfig>,
-) -> Option<LogId> {
+) -> Heard {
     let is_heartbeat = message.entries.is_empty();
     let mut client = network.client(to, is_heartbeat);
     let input = futures::stream::iter([message]);
     let option = RPCOption::new(UNLIMITED);
-    let mut answers = client.stream_append(input, option).await.ok()?;
-    answers.next().await?.ok()?.ok()?
+    let answer = match client.stream_append(input, option).await {
+        Ok(mut answers) => answers.next().await,
+        Err(_) => None,
+    };
+    match answer {
+        Some(Ok(Ok(Some(matched)))) => Heard::Has(matched),
+        Some(Ok(Ok(None) | Err(_))) => Heard::Otherwise,
+        Some(Err(_)) | None => Heard::Nothing,
+    }
 }

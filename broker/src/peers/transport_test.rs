@@ -137,6 +137,10 @@ impl RaftEndpoint for FakeReplica {
         Box::pin(async { Ok(Ok(())) })
     }
 
+    fn greet(self: Arc<Self>, _: Peers, _: ReplicaId) -> BoxFuture<'static, ()> {
+        Box::pin(async {})
+    }
+
     fn current_vote(&self) -> Vote {
         self.vote
     }
