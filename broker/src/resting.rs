@@ -5,29 +5,27 @@
 //! Invariant: costs one look at each replica per pass, and nothing per replica between passes. What
 //! may be closed is the replica's own decision.
 
+mod behind;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use chronik_types::id::{BrokerId, RaftGroupId, ReplicaId};
+use chronik_types::id::RaftGroupId;
 use futures::StreamExt;
-use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tracing::debug;
 
+use self::behind::Behind;
 use crate::metrics::BrokerMetrics;
 use crate::peers::Peers;
-use crate::peers::campaign::greet;
 use crate::replica::Replica;
 use crate::replica::engine::EngineStatus;
 use crate::replicas::Replicas;
 
 /// Instances closed at the same time.
 const PARALLEL_MAX: usize = 16;
-/// Leaders that speak to a follower at the same time, and for how long.
-const SPEAKING_MAX: usize = 64;
-const SPEAK_TIMEOUT: Duration = Duration::from_secs(3);
 /// Bounds of the time between two passes.
 const PASS_INTERVAL_MIN: Duration = Duration::from_millis(20);
 const PASS_INTERVAL_MAX: Duration = Duration::from_secs(2);
@@ -71,8 +69,8 @@ pub async fn run(
     let mut passes = interval_at(Instant::now() + period, period);
     passes.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let links = peers.links();
-    let (mut behind, mut away_before) = (BTreeSet::new(), BTreeSet::new());
-    let speaking = TaskTracker::new();
+    let mut behind = Behind::new(peers, stop.clone());
+    let mut away_before = BTreeSet::new();
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -82,9 +80,10 @@ pub async fn run(
         let (open, failed) = count(&all);
         metrics.replicas_open.set(open);
         metrics.replicas_failed.set(failed);
+        let table = links.borrow().clone();
+        behind.look(&all, &table);
         // Only who is away for longer is not waited for.
-        let away_now = links.borrow().away();
-        let now_behind = behind_leaders_at_rest(&all, &away_now);
+        let away_now = table.away();
         let away = Arc::new(away_now.intersection(&away_before).copied().collect());
         away_before = away_now;
         let due = due(all, &timing);
@@ -92,7 +91,7 @@ pub async fn run(
             .map(|(replica, idle)| {
                 let away = &away;
                 async move {
-                    if let Err(error) = replica.purge_before_rest().await {
+                    if let Err(error) = replica.purge_before_rest(idle, away).await {
                         let raft_group_id = replica.group_id();
                         debug!(%raft_group_id, %error, "the log is not purged before a rest");
                     }
@@ -102,28 +101,6 @@ pub async fn run(
             .buffer_unordered(PARALLEL_MAX)
             .filter(|closed| std::future::ready(*closed))
             .count();
-        // What it has sent only now is on its way.
-        let spoken_to: Vec<_> = now_behind
-            .iter()
-            .filter(|(leader, follower)| behind.contains(&(leader.group_id(), *follower)))
-            .cloned()
-            .collect();
-        if !spoken_to.is_empty() {
-            let leaders = spoken_to.len();
-            debug!(
-                leaders,
-                "leaders at rest speak to followers that are behind"
-            );
-        }
-        behind = now_behind
-            .into_iter()
-            .map(|(leader, follower)| (leader.group_id(), follower))
-            .collect();
-        // Beside the passes, which go on.
-        if speaking.is_empty() {
-            let speak = speak_all(peers.clone(), spoken_to);
-            speaking.spawn(stop.clone().run_until_cancelled_owned(speak));
-        }
         let closed = tokio::select! {
             () = stop.cancelled() => return,
             closed = closed => closed,
@@ -132,31 +109,6 @@ pub async fn run(
             debug!(closed, "replicas went to rest");
         }
     }
-}
-
-/// Leaders at rest, each with a follower that is connected and not known to have and to know everything: the last
-/// message to it may be lost, and a link can come and go without that anybody sees it.
-fn behind_leaders_at_rest(
-    all: &[(RaftGroupId, Arc<Replica>)],
-    away: &BTreeSet<BrokerId>,
-) -> Vec<(Arc<Replica>, ReplicaId)> {
-    let behind = all.iter().flat_map(|(_, replica)| {
-        let followers = replica.engine().behind_at_rest(away).into_iter();
-        followers.map(|follower| (replica.clone(), follower))
-    });
-    behind.collect()
-}
-
-async fn speak_all(peers: Peers, leaders: Vec<(Arc<Replica>, ReplicaId)>) {
-    let leaders = futures::stream::iter(leaders);
-    let speak = leaders.for_each_concurrent(SPEAKING_MAX, |(leader, to)| {
-        let peers = peers.clone();
-        async move {
-            // Who does not get through is tried again by the next pass.
-            let _ = timeout(SPEAK_TIMEOUT, greet(&peers, &leader, to)).await;
-        }
-    });
-    speak.await;
 }
 
 fn count(all: &[(RaftGroupId, Arc<Replica>)]) -> (i64, i64) {

@@ -385,7 +385,9 @@ impl Driver {
                 let greetings = futures::stream::iter(led);
                 let greetings = greetings.for_each_concurrent(GREETINGS_MAX, |greeted| {
                     let peers = &peers;
-                    async move { greet(peers, &greeted.0, greeted.1).await }
+                    async move {
+                        greet(peers, &greeted.0, greeted.1).await;
+                    }
                 });
                 greetings.await;
             });

@@ -9,11 +9,11 @@ use openraft::raft::{TransferLeaderRequest, TransferLeaderResponse};
 use tokio::time::timeout;
 
 use super::Peers;
-use super::stand::{Heard, speak};
+use super::stand::{Told, speak};
 use crate::replica::Replica;
 use crate::replica::raft_config::{Raft, TypeConfig};
 
-/// How long a follower may take to answer the greeting of a leader at rest, before Raft takes care of it.
+/// How long each step of a greeting may take.
 const GREET_TIMEOUT: Duration = Duration::from_secs(1);
 /// Of a rival that is further ahead this replica hears when its request is refused.
 const TERMS_AT_ONCE_MAX: u64 = 4;
@@ -105,27 +105,32 @@ pub async fn elect(replica: &Replica, ask_first: bool) {
 }
 
 /// Tells a follower that can be reached again who leads, and sends what it missed without waiting
-/// out the backoff.
-pub async fn greet(peers: &Peers, replica: &Replica, follower: ReplicaId) {
+/// out the backoff. Takes no more than a few seconds. False: the follower does not answer.
+pub async fn greet(peers: &Peers, replica: &Replica, follower: ReplicaId) -> bool {
     let engine = replica.engine();
     if engine.leads_at_rest() {
         // Where its term has only begun, that is over in a moment, or Raft takes care of it (`stand`).
         let mut leadership = replica.leadership();
         let begun = leadership.wait_for(|now| now.ready || !now.is_leader);
         if timeout(GREET_TIMEOUT, begun).await.is_err() {
-            return;
+            return true;
         }
     }
     let network = peers.network(replica.group_id(), replica.replica_id());
     match timeout(GREET_TIMEOUT, speak(&network, replica, follower)).await {
-        // One that does not answer, as before it has opened its replica, is spoken to again (`resting`), and asks
-        // when it misses its leader (`server`).
-        Ok(Some(Heard::Has(_) | Heard::Nothing)) | Err(_) => return,
-        Ok(Some(Heard::Otherwise) | None) => {}
+        Ok(Some(Told::Has(_))) => return true,
+        // As before it has opened its replica. It is spoken to again (`resting`), and asks when it misses its leader
+        // (`server`).
+        Ok(Some(Told::Nothing)) | Err(_) => return false,
+        Ok(Some(Told::Otherwise) | None) => {}
     }
-    let Some(raft) = replica.leading_raft().await else {
-        return;
+    let send_all = async {
+        if let Some(raft) = replica.leading_raft().await {
+            let _ = raft.trigger().reset_backoff([follower]).await;
+            let _ = raft.trigger().heartbeat().await;
+        }
     };
-    let _ = raft.trigger().reset_backoff([follower]).await;
-    let _ = raft.trigger().heartbeat().await;
+    // Its Raft may wait for its disk.
+    let _ = timeout(GREET_TIMEOUT, send_all).await;
+    true
 }

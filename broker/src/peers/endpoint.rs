@@ -140,9 +140,11 @@ impl RaftEndpoint for Replica {
 
     fn greet(self: Arc<Self>, peers: Peers, follower: ReplicaId) -> BoxFuture<'static, ()> {
         Box::pin(async move {
-            // Not to one that was dropped, and does not know.
-            let members = Members::of(&self);
-            if members.is_some_and(|members| members.nodes.contains(&follower)) {
+            // One that cannot be reached is greeted when it can be; one that was dropped does not know.
+            let is_reached = peers.links().borrow().status(follower.broker_id).is_up();
+            let is_member =
+                || Members::of(&self).is_some_and(|members| members.nodes.contains(&follower));
+            if is_reached && is_member() {
                 greet(&peers, &self, follower).await;
             }
         })

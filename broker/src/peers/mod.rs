@@ -21,7 +21,7 @@ mod state;
 #[cfg(test)]
 mod transport_test;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -91,6 +91,8 @@ struct Inner {
     links: Mutex<HashMap<BrokerId, PeerLink>>,
     table: watch::Sender<LinkTable>,
     heard: Heard,
+    /// Followers that are being spoken to because they missed a leader.
+    greeting: Mutex<HashSet<Route>>,
     nudges: mpsc::Sender<Nudge>,
     tasks: TaskTracker,
     /// When the links began to ping.
@@ -127,6 +129,7 @@ impl Peers {
             links: Mutex::default(),
             table: watch::Sender::new(LinkTable::default()),
             heard: Heard::default(),
+            greeting: Mutex::default(),
             nudges,
             tasks: TaskTracker::new(),
             beat: Instant::now(),
@@ -260,6 +263,23 @@ impl Peers {
         heard.term == vote.leader_id.term
             && heard.broker == leader.broker_id
             && status.speaks_as() == Some(heard.incarnation)
+    }
+
+    /// The leader speaks to a follower that misses it; once at a time, however often that asks.
+    fn greet(&self, route: Route, leader: Arc<dyn RaftEndpoint>) {
+        let peers = self.clone();
+        if !self.greeting().insert(route) {
+            return;
+        }
+        self.tasks().spawn(async move {
+            leader.greet(peers.clone(), route.from).await;
+            peers.greeting().remove(&route);
+        });
+    }
+
+    fn greeting(&self) -> MutexGuard<'_, HashSet<Route>> {
+        let greeting = self.inner.greeting.lock();
+        greeting.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A full queue means that the driver has as much to do already; its own retries follow.

@@ -403,8 +403,7 @@ impl InboundPeer {
                 // here, and that is the lease of a resting group.
                 let refused = VoteResponse::new(endpoint.current_vote(), None, false);
                 if endpoint.is_leader() {
-                    let greet = endpoint.greet(peers.clone(), route.from);
-                    peers.tasks().spawn(greet);
+                    peers.greet(route, endpoint);
                 }
                 return Answer::Vote(codec::vote_answer_to_wire(&refused));
             }

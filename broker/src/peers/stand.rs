@@ -2,8 +2,8 @@
 //! leaders without thousands of instances being opened.
 //!
 //! Invariant: only asks and tells; what is promised by it is decided and written by the replica's engine, whose
-//! rules are Raft's (dissertation, sections 3.4, 4.2.3 and 9.6). Whatever goes another way than expected is left
-//! to Raft, which is opened and goes on from what was written.
+//! rules are Raft's (dissertation, sections 3.4, 4.2.3 and 9.6). What goes another way than expected is left
+//! to Raft, which is opened and goes on from what was written; who does not answer is spoken to later (`resting`).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +22,8 @@ use crate::replica::Replica;
 use crate::replica::engine::Candidacy;
 use crate::replica::raft_config::{LogId, TypeConfig};
 
-/// How long followers may take to have the first entry of a term, before Raft takes care of them.
+/// How long followers may take to answer to the first entry of a term, and to its commit. Who does not is spoken to
+/// again (`resting`).
 const FIRST_ENTRY_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a term may take to begin, the disk included, before the campaign is over. It may begin later.
 const TERM_TIMEOUT: Duration = Duration::from_secs(2);
@@ -190,13 +191,13 @@ async fn begin_term(
         }
         match answers.next().await {
             None => break,
-            Some((voter, Ok(Heard::Has(matched)))) if matched >= first => {
+            Some((voter, Ok(Told::Has(matched)))) if matched >= first => {
                 engine.matched_at_rest(voter, matched, false);
                 have_it += 1;
                 have_first.push(voter);
             }
-            Some((_, Ok(Heard::Nothing) | Err(_))) => {}
-            Some((_, Ok(Heard::Has(_) | Heard::Otherwise))) => all_told = false,
+            Some((_, Ok(Told::Nothing) | Err(_))) => {}
+            Some((_, Ok(Told::Has(_) | Told::Otherwise))) => all_told = false,
         }
     }
     if !is_committed || !all_told {
@@ -214,7 +215,7 @@ async fn begin_term(
 
 /// What a follower said to a leader's message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Heard {
+pub(super) enum Told {
     /// Its log is the same up to there.
     Has(LogId),
     /// It lacks entries, or knows a newer leader.
@@ -228,17 +229,17 @@ pub(super) async fn speak(
     network: &GroupNetwork,
     replica: &Replica,
     to: ReplicaId,
-) -> Option<Heard> {
+) -> Option<Told> {
     let engine = replica.engine();
     let message = engine.speak_at_rest()?;
     let last = message.prev_log_id;
     Some(match send(network, to, message).await {
-        Heard::Has(matched) if Some(matched) == last => {
+        Told::Has(matched) if Some(matched) == last => {
             engine.matched_at_rest(to, matched, true);
-            Heard::Has(matched)
+            Told::Has(matched)
         }
-        Heard::Nothing => Heard::Nothing,
-        Heard::Has(_) | Heard::Otherwise => Heard::Otherwise,
+        Told::Nothing => Told::Nothing,
+        Told::Has(_) | Told::Otherwise => Told::Otherwise,
     })
 }
 
@@ -246,7 +247,7 @@ async fn send(
     network: &GroupNetwork,
     to: ReplicaId,
     message: AppendEntriesRequest<TypeConfig>,
-) -> Heard {
+) -> Told {
     let is_heartbeat = message.entries.is_empty();
     let mut client = network.client(to, is_heartbeat);
     let input = futures::stream::iter([message]);
@@ -256,8 +257,8 @@ async fn send(
         Err(_) => None,
     };
     match answer {
-        Some(Ok(Ok(Some(matched)))) => Heard::Has(matched),
-        Some(Ok(Ok(None) | Err(_))) => Heard::Otherwise,
-        Some(Err(_)) | None => Heard::Nothing,
+        Some(Ok(Ok(Some(matched)))) => Told::Has(matched),
+        Some(Ok(Ok(None) | Err(_))) => Told::Otherwise,
+        Some(Err(_)) | None => Told::Nothing,
     }
 }

@@ -13,7 +13,7 @@
 //!   itself; later each time, as `backoff` says.
 //! - `rest` tells when a replica may rest, and what its log says meanwhile.
 //! - `follower` votes and follows a new leader without an instance.
-//! - `leader` wins an election and leads a group that nobody uses without an instance.
+//! - `candidate` wins an election, and `leader` leads a group that nobody uses, without an instance.
 //!
 //! Invariants:
 //! - There is at most one instance of a replica at any time. Opening and closing take turns, and a
@@ -25,6 +25,7 @@
 //!   later opens it again.
 
 mod backoff;
+mod candidate;
 mod follower;
 mod handle;
 mod leader;
@@ -51,8 +52,8 @@ use super::OpenError;
 use super::raft_config::Raft;
 use super::state_machine::ReplicaState;
 
+pub use candidate::Candidacy;
 pub use handle::RaftHandle;
-pub use leader::Candidacy;
 
 /// Starts an instance over the replica's log and state.
 pub type Start =

@@ -3,13 +3,14 @@
 //! Invariant: nothing is purged that is not applied and saved in the replica's state, nor past the
 //! end of a copy that another replica is taking of this log.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use chronik_types::id::{ProducerId, RaftGroupId};
+use chronik_types::id::{BrokerId, ProducerId, RaftGroupId};
 use chronik_types::offset::Offset;
+use openraft::RaftMetrics;
 use openraft::errors::Fatal;
 use tokio::sync::mpsc;
 
@@ -22,8 +23,8 @@ const MARK_BYTES: u64 = 4 * 1024 * 1024;
 /// How long the library may take to take note of a snapshot.
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Entries among which the next instance of a leader may have to search its followers' logs: it begins with
-/// steps of this many.
+/// Entries among which the next instance of a leader may have to search its followers' logs. In no more than these it
+/// begins with the first one, and sends them all.
 const REMEMBERED_AT_REST_MAX: u64 = 16;
 
 /// How a replica asks for `log_life` to look after it.
@@ -210,22 +211,37 @@ impl Replica {
         self.purge_upto(&raft, index).await
     }
 
-    /// Before a leader's Raft is closed: the next one searches its followers' logs anew, among the entries that are
-    /// remembered. Where all of them have all there is, the last one is enough.
-    pub async fn purge_before_rest(&self) -> Result<(), PurgeError> {
-        let progress = self.progress();
-        let Some(last) = progress.as_ref().and_then(|progress| progress.last_index) else {
+    /// Before the Raft of a leader that may rest is closed: the next one searches its followers' logs anew, among the
+    /// entries that are remembered. Where all of them have all there is, the last one is enough.
+    pub async fn purge_before_rest(
+        &self,
+        idle: Duration,
+        away: &BTreeSet<BrokerId>,
+    ) -> Result<(), PurgeError> {
+        let last = self.log().last_entry_id().map_or(0, |(index, _)| index);
+        if last.saturating_sub(self.log().first_index()) <= REMEMBERED_AT_REST_MAX {
+            return Ok(());
+        }
+        let Some(raft) = self.engine().about_to_rest(idle, away) else {
             return Ok(());
         };
-        let followers = progress.iter().flat_map(|progress| &progress.followers);
-        let all_have_all = followers
-            .into_iter()
-            .all(|known| known.matched == Some(last));
-        let remembered = last.saturating_sub(self.log().first_index());
-        match all_have_all && remembered > REMEMBERED_AT_REST_MAX {
-            true => self.purge(last - 1).await,
-            false => Ok(()),
+        let progress = self.progress();
+        let mut followers = progress.iter().flat_map(|progress| &progress.followers);
+        if !followers.all(|known| known.matched == Some(last)) {
+            return Ok(());
         }
+        let Some(index) = self.purge_limit(last - 1) else {
+            return Ok(());
+        };
+        self.purge_upto(&raft, index).await?;
+        let is_purged = |metrics: &RaftMetrics<TypeConfig>| {
+            let purged = metrics.purged.as_ref();
+            purged.is_some_and(|purged| purged.index >= index)
+        };
+        let wait = raft.wait(Some(SNAPSHOT_TIMEOUT));
+        let purged = wait.metrics(is_purged, "a purge before a rest").await;
+        purged.map_err(|_| PurgeError::TimedOut)?;
+        Ok(())
     }
 
     /// How far up to `index` there is something that may go now.

@@ -1,35 +1,24 @@
-//! What a replica at rest does without its Raft to win an election, and to lead while nobody uses it.
-//!
-//! ```text
-//!   stand ---> votes of others ---> win ---> followers have the first entry ---> commit ---> followers know it
-//!   (vote on disk)           (committed vote and first entry on disk)           (ready)
-//! ```
+//! What a replica does to lead without its Raft, while nobody uses it.
 //!
 //! Invariants:
-//! - What is written and sent is what Raft would write and send. Raft, opened at any point, goes on from
-//!   there: as the leader of the same term after `commit`, before it as a follower that may campaign anew.
-//!   (A leader of openraft that is restored does not count its own log for what it had written before.)
 //! - A replica leads at rest only in the process that won the election, or in which its Raft led until it was
 //!   closed: all that it has told others is in its log. After a restart nobody leads on.
+//! - Raft, opened at any point, goes on as the leader of the same term, if all of the log is committed and
+//!   applied; else as a follower that may campaign anew, since a leader of openraft that is restored does not
+//!   count its own log for what it had written before.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::{MutexGuard, PoisonError};
+use std::time::Duration;
 
-use chronik_storage::{LogEntry, Payload};
 use chronik_types::id::{BrokerId, ReplicaId};
-use futures::future::join;
 use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver;
-use openraft::entry::EntryPayload;
-use openraft::raft::{AppendEntriesRequest, VoteRequest};
-use openraft::vote::RaftLeaderId;
-use tokio_util::sync::CancellationToken;
+use openraft::raft::AppendEntriesRequest;
 
-use super::follower::next;
 use super::{Engine, Running, Seat, epoch};
 use crate::replica::codec;
-use crate::replica::log_store::durably;
-use crate::replica::raft_config::{Entry, LeaderId, LogId, Membership, TypeConfig, Vote};
+use crate::replica::raft_config::{LogId, Membership, Raft, TypeConfig};
 use crate::replica::{FollowerProgress, Progress};
 
 type AppendRequest = AppendEntriesRequest<TypeConfig>;
@@ -38,6 +27,22 @@ type AppendRequest = AppendEntriesRequest<TypeConfig>;
 pub(super) struct RestingLeader {
     term: u64,
     followers: Vec<RestingFollower>,
+}
+
+impl RestingLeader {
+    /// At the beginning of its term.
+    pub(super) fn new(term: u64, followers: impl Iterator<Item = ReplicaId>) -> Self {
+        let followers = followers.map(|replica| {
+            RestingFollower::new(FollowerProgress {
+                replica,
+                matched: None,
+            })
+        });
+        Self {
+            term,
+            followers: followers.collect(),
+        }
+    }
 }
 
 /// One of its followers.
@@ -53,23 +58,6 @@ impl RestingFollower {
             progress,
             knows_commit: false,
         }
-    }
-}
-
-/// What a replica at rest asks votes with.
-#[derive(Debug, Clone)]
-pub struct Candidacy {
-    pub vote: Vote,
-    pub last_log_id: Option<LogId>,
-    pub voters: BTreeSet<ReplicaId>,
-}
-
-impl Candidacy {
-    /// `by_force`: the leader before is gone for certain, so its lease need not be waited for.
-    pub fn request(&self, by_force: bool) -> VoteRequest<TypeConfig> {
-        let mut request = VoteRequest::new(self.vote, self.last_log_id);
-        request.leadership_transfer = by_force;
-        request
     }
 }
 
@@ -93,6 +81,18 @@ impl Engine {
     /// Raft leads by itself from now on, or the replica leads no more.
     pub(super) fn lead_no_more_at_rest(&self) {
         *self.leads() = None;
+    }
+
+    /// The open Raft of a leader that may rest; it does not count as used.
+    pub fn about_to_rest(&self, idle: Duration, away: &BTreeSet<BrokerId>) -> Option<Raft> {
+        let inner = self.lock();
+        let Seat::Open(running) = &inner.seat else {
+            return None;
+        };
+        let may_rest = inner.users == 0
+            && inner.last_used.elapsed() >= idle
+            && self.settled_leader(running, away).is_some();
+        may_rest.then(|| running.raft.clone())
     }
 
     /// Keeps what a leader's Raft knows, if all is settled in its group. False: it is not.
@@ -171,23 +171,6 @@ impl Engine {
         })
     }
 
-    /// The last membership in the log, and whether it is applied, if no Raft has to be asked for it.
-    pub fn membership_at_rest(&self) -> Option<(Membership, bool)> {
-        let last = self.log.last_entry_id().map(|(index, _)| index)?;
-        let unapplied = self.applies_at_rest(last)?;
-        let newest = unapplied
-            .iter()
-            .rev()
-            .find_map(|entry| match &entry.payload {
-                Payload::Membership(bytes) => Some(bytes),
-                _ => None,
-            });
-        match newest {
-            Some(bytes) => Some((codec::decode_membership(bytes).ok()?, false)),
-            None => Some((self.state.with_membership(Clone::clone), true)),
-        }
-    }
-
     /// A leader's message without entries, to a follower that can be reached again. None: this is no leader at
     /// rest, or its term has only begun.
     pub fn speak_at_rest(&self) -> Option<AppendRequest> {
@@ -205,7 +188,7 @@ impl Engine {
     /// it is committed.
     pub fn behind_at_rest(&self, away: &BTreeSet<BrokerId>) -> Vec<ReplicaId> {
         // Most replicas follow.
-        if self.leads_in().is_none() || self.speak_at_rest().is_none() {
+        if self.leads_in().is_none() || !self.may_lead_on() {
             return Vec::new();
         }
         let leader = self.leads();
@@ -217,9 +200,22 @@ impl Engine {
             .collect()
     }
 
+    /// Followers of these brokers were restarted, or may have been: what a follower knows to be committed it may
+    /// have forgotten.
+    pub fn unsure_at_rest(&self, brokers: &BTreeSet<BrokerId>) {
+        for leader in self.leads().iter_mut() {
+            for follower in &mut leader.followers {
+                let broker = follower.progress.replica.broker_id;
+                follower.knows_commit &= !brokers.contains(&broker);
+            }
+        }
+    }
+
     /// A follower has said that its log is the same up to `matched`, an entry of the leader's term; `committed`: in
     /// answer to a message that said so of that entry.
     pub fn matched_at_rest(&self, follower: ReplicaId, matched: LogId, committed: bool) {
+        // A late answer may be about less than there is by now.
+        let last = self.last_log_id();
         let mut leader = self.leads();
         let leader = leader.as_mut();
         // Not of a term before, which the replica has led too.
@@ -229,159 +225,9 @@ impl Engine {
             for known in known.filter(|known| known.progress.replica == follower) {
                 let progress = &mut known.progress;
                 progress.matched = progress.matched.max(Some(matched.index));
-                known.knows_commit |= committed;
+                known.knows_commit |= committed && last == Some(matched);
             }
         }
-    }
-
-    /// With what the replica could campaign in a term above `rival` and its own. None: Raft has to, or the replica
-    /// leads at rest.
-    pub async fn candidacy(&self, rival: u64) -> Option<Candidacy> {
-        // What is being written now is waited for.
-        let _turn = self.turn.lock().await;
-        self.may_stand(rival)
-    }
-
-    fn may_stand(&self, rival: u64) -> Option<Candidacy> {
-        if !self.is_at_rest() || self.leads_at_rest() {
-            return None;
-        }
-        let (members, _) = self.membership_at_rest()?;
-        let voters = sole_voters(&members)?;
-        let term = self
-            .held_at_rest()
-            .leader_id
-            .term
-            .max(rival)
-            .checked_add(1)?;
-        voters.contains(&self.replica_id).then(|| Candidacy {
-            vote: Vote {
-                leader_id: LeaderId::new(term, self.replica_id),
-                committed: false,
-            },
-            last_log_id: self.last_log_id(),
-            voters,
-        })
-    }
-
-    /// Takes a term and votes for itself (dissertation, section 3.4). None: Raft has to, or the replica leads at
-    /// rest. Takes none for a caller that stopped waiting before it was its turn: a term that nobody asks votes
-    /// for only disturbs.
-    pub async fn stand(self: &Arc<Self>, rival: u64) -> Option<Candidacy> {
-        let engine = self.clone();
-        let gone = CancellationToken::new();
-        let _caller = gone.clone().drop_guard();
-        let stand = async move {
-            let _turn = engine.turn.lock().await;
-            if gone.is_cancelled() {
-                return None;
-            }
-            let candidacy = engine.may_stand(rival)?;
-            engine.save_vote(&candidacy.vote).await.ok()?;
-            engine.publish_at_rest();
-            Some(candidacy)
-        };
-        tokio::spawn(stand).await.ok().flatten()
-    }
-
-    /// Remembers the vote of one that refused its own, so that the next term taken is above it.
-    pub async fn outvoted(self: &Arc<Self>, mut vote: Vote) {
-        // As Raft does: this replica has not heard of that leader from itself.
-        vote.committed = false;
-        let engine = self.clone();
-        let save = async move {
-            let _turn = engine.turn.lock().await;
-            if engine.is_at_rest() && vote > engine.held_at_rest() {
-                // It is known no worse than before if it cannot be written.
-                let _ = engine.save_vote(&vote).await;
-                engine.publish_at_rest();
-            }
-        };
-        let _ = tokio::spawn(save).await;
-    }
-
-    /// A majority has voted for it: begins its term with an empty entry (dissertation, section 6.4), and gives
-    /// what is to be sent to the others. None: it is too late, or Raft has to go on.
-    pub async fn win(self: &Arc<Self>, candidacy: &Candidacy) -> Option<AppendRequest> {
-        let (engine, candidacy) = (self.clone(), candidacy.clone());
-        let win = async move {
-            let _turn = engine.turn.lock().await;
-            let is_still = engine.is_at_rest()
-                && engine.stored_vote() == Some(candidacy.vote)
-                && engine.last_log_id() == candidacy.last_log_id;
-            if !is_still {
-                return None;
-            }
-            engine.begin_term(candidacy).await
-        };
-        tokio::spawn(win).await.ok().flatten()
-    }
-
-    async fn begin_term(&self, candidacy: Candidacy) -> Option<AppendRequest> {
-        let Candidacy {
-            mut vote,
-            last_log_id: prev_log_id,
-            voters,
-        } = candidacy;
-        vote.committed = true;
-        let term = vote.leader_id.term;
-        let first = LogEntry {
-            index: next(prev_log_id.map(|log_id| log_id.index)),
-            term,
-            payload: Payload::Blank,
-        };
-        let log_id = codec::log_id(term, first.index);
-        let leader_commit = self.log.committed();
-        let leader_commit = leader_commit.and_then(|index| {
-            let term = self.term_at(index)?;
-            Some(codec::log_id(term, index))
-        });
-        // In this order in the WAL.
-        let entry = durably(|on_durable| self.log.append(vec![first], on_durable));
-        let (voted, appended) = join(self.save_vote(&vote), entry).await;
-        voted.and(appended).ok()?;
-        let followers = voters.iter().filter(|voter| **voter != self.replica_id);
-        let followers = followers.map(|replica| {
-            RestingFollower::new(FollowerProgress {
-                replica: *replica,
-                matched: None,
-            })
-        });
-        *self.leads() = Some(RestingLeader {
-            term,
-            followers: followers.collect(),
-        });
-        self.state.growth.grew(self.log.group_id());
-        self.publish_at_rest();
-        Some(AppendRequest {
-            vote,
-            prev_log_id,
-            entries: vec![Entry {
-                log_id,
-                payload: EntryPayload::Blank,
-            }],
-            leader_commit,
-        })
-    }
-
-    /// A majority has the first entry of the term: it is committed. False: Raft has to go on.
-    pub async fn commit_at_rest(self: &Arc<Self>, first: LogId) -> bool {
-        let engine = self.clone();
-        let commit = async move {
-            let _turn = engine.turn.lock().await;
-            if !engine.is_at_rest()
-                || !engine.leads_at_rest()
-                || engine.last_log_id() != Some(first)
-            {
-                return false;
-            }
-            let Some(entries) = engine.applies_at_rest(first.index) else {
-                return false;
-            };
-            engine.log.set_committed(first.index);
-            engine.state.apply_at_rest(entries).is_ok()
-        };
-        tokio::spawn(commit).await.unwrap_or(false)
     }
 
     pub(super) fn leads(&self) -> MutexGuard<'_, Option<RestingLeader>> {
@@ -422,7 +268,7 @@ impl Running {
 }
 
 /// Who votes, where nobody joins or leaves.
-fn sole_voters(membership: &Membership) -> Option<BTreeSet<ReplicaId>> {
+pub(super) fn sole_voters(membership: &Membership) -> Option<BTreeSet<ReplicaId>> {
     let [voters] = membership.get_joint_config().as_slice() else {
         return None;
     };

@@ -80,6 +80,23 @@ impl Engine {
             && index == self.log.committed()
     }
 
+    /// The last membership in the log, and whether it is applied, if no Raft has to be asked for it.
+    pub fn membership_at_rest(&self) -> Option<(Membership, bool)> {
+        let last = self.log.last_entry_id().map(|(index, _)| index)?;
+        let unapplied = self.applies_at_rest(last)?;
+        let newest = unapplied
+            .iter()
+            .rev()
+            .find_map(|entry| match &entry.payload {
+                Payload::Membership(bytes) => Some(bytes),
+                _ => None,
+            });
+        match newest {
+            Some(bytes) => Some((codec::decode_membership(bytes).ok()?, false)),
+            None => Some((self.state.with_membership(Clone::clone), true)),
+        }
+    }
+
     pub(super) fn leadership_at_rest(&self) -> Leadership {
         let vote = self.held_at_rest();
         let voted_for = vote.leader_id.voted_for;
