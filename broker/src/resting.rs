@@ -91,7 +91,7 @@ pub async fn run(
             .map(|(replica, idle)| {
                 let away = &away;
                 async move {
-                    if let Err(error) = replica.purge_before_rest(idle, away).await {
+                    if let Err(error) = replica.purge_before_rest(idle).await {
                         let raft_group_id = replica.group_id();
                         debug!(%raft_group_id, %error, "the log is not purged before a rest");
                     }

@@ -150,11 +150,7 @@ async fn a_candidate_at_rest_learns_of_a_higher_term_by_asking_whether_it_could_
     let taken = cluster.replica_of(ahead, 1).engine().stand(20).await;
     assert_eq!(taken.unwrap().vote.leader_id.term, 21);
     let replica = cluster.replica_of(asking, 1);
-    let campaign = Campaign {
-        rival_term: None,
-        by_force: false,
-        ask_first: true,
-    };
+    let campaign = Campaign::Elect { ask_first: true };
     let peers = &cluster.brokers[&asking].peers;
     let outcome = stand(peers, &replica, campaign, Duration::from_secs(20)).await;
     assert_eq!(outcome, Stood::Lost);

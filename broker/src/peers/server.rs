@@ -32,7 +32,7 @@ use super::endpoint::{RaftEndpoint, Stopped};
 use super::link::Link;
 use super::queue::{FrameQueue, FrameStream};
 use super::{Behind, Nudge, Peers};
-use crate::replica::raft_config::TypeConfig;
+use crate::replica::raft_config::AppendRequest;
 
 /// Appends of one session that its replica has not taken yet; more than any sender's window.
 const SESSION_QUEUE_MAX: usize = 64;
@@ -40,8 +40,6 @@ const SESSION_QUEUE_MAX: usize = 64;
 const REQUESTS_MAX: usize = 8192;
 /// Sessions of one peer: one per group that it leads and this broker follows.
 const SESSIONS_MAX: usize = 100_000;
-
-type AppendRequest = openraft::raft::AppendEntriesRequest<TypeConfig>;
 
 /// The gRPC service.
 pub struct PeersService {

@@ -12,7 +12,6 @@ use chronik_types::id::ReplicaId;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use openraft::network::{NetStreamAppend, NetVote, RPCOption};
-use openraft::raft::AppendEntriesRequest;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
@@ -20,7 +19,7 @@ use super::Peers;
 use super::network::GroupNetwork;
 use crate::replica::Replica;
 use crate::replica::engine::Candidacy;
-use crate::replica::raft_config::{LogId, TypeConfig};
+use crate::replica::raft_config::{AppendRequest, LogId};
 
 /// How long followers may take to answer to the first entry of a term, and to its commit. Who does not is spoken to
 /// again (`resting`).
@@ -32,13 +31,13 @@ const UNLIMITED: Duration = Duration::MAX;
 
 /// How a replica campaigns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Campaign {
-    /// The term of a candidate that cannot win: it is to be outdone.
-    pub rival_term: Option<u64>,
-    /// The leader before is gone for certain.
-    pub by_force: bool,
-    /// A round before it asks whether it could be won (dissertation, section 9.6).
-    pub ask_first: bool,
+pub enum Campaign {
+    /// Above the term of a candidate that cannot win.
+    Outbid(u64),
+    /// The leader before is gone for certain: its lease is not waited for.
+    TakeOver,
+    /// `ask_first`: a round before it asks whether it could be won (dissertation, section 9.6).
+    Elect { ask_first: bool },
 }
 
 /// How an election without Raft ended.
@@ -60,14 +59,17 @@ pub async fn stand(
     limit: Duration,
 ) -> Stood {
     let network = peers.network(replica.group_id(), replica.replica_id());
-    let rival = campaign.rival_term.unwrap_or(0);
+    let rival = match campaign {
+        Campaign::Outbid(rival) => rival,
+        Campaign::TakeOver | Campaign::Elect { .. } => 0,
+    };
     let engine = replica.engine();
     let not_stood = || match engine.leads_at_rest() {
         true => Stood::Leads,
         false => Stood::LeftToRaft,
     };
     // The disk may stand still, and something be written.
-    if campaign.ask_first {
+    if campaign == (Campaign::Elect { ask_first: true }) {
         let candidacy = match timeout(limit, engine.candidacy(rival)).await {
             Ok(Some(candidacy)) => candidacy,
             Ok(None) => return not_stood(),
@@ -84,7 +86,7 @@ pub async fn stand(
         Err(_) => return Stood::Lost,
     };
     let round = Round::Vote {
-        by_force: campaign.by_force,
+        by_force: campaign == Campaign::TakeOver,
     };
     let asked = ask(&network, replica, &candidacy, round);
     if timeout(limit, asked).await != Ok(true) {
@@ -243,11 +245,7 @@ pub(super) async fn speak(
     })
 }
 
-async fn send(
-    network: &GroupNetwork,
-    to: ReplicaId,
-    message: AppendEntriesRequest<TypeConfig>,
-) -> Told {
+async fn send(network: &GroupNetwork, to: ReplicaId, message: AppendRequest) -> Told {
     let is_heartbeat = message.entries.is_empty();
     let mut client = network.client(to, is_heartbeat);
     let input = futures::stream::iter([message]);

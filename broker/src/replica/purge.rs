@@ -3,12 +3,12 @@
 //! Invariant: nothing is purged that is not applied and saved in the replica's state, nor past the
 //! end of a copy that another replica is taking of this log.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use chronik_types::id::{BrokerId, ProducerId, RaftGroupId};
+use chronik_types::id::{ProducerId, RaftGroupId};
 use chronik_types::offset::Offset;
 use openraft::RaftMetrics;
 use openraft::errors::Fatal;
@@ -213,23 +213,14 @@ impl Replica {
 
     /// Before the Raft of a leader that may rest is closed: the next one searches its followers' logs anew, among the
     /// entries that are remembered. Where all of them have all there is, the last one is enough.
-    pub async fn purge_before_rest(
-        &self,
-        idle: Duration,
-        away: &BTreeSet<BrokerId>,
-    ) -> Result<(), PurgeError> {
+    pub async fn purge_before_rest(&self, idle: Duration) -> Result<(), PurgeError> {
         let last = self.log().last_entry_id().map_or(0, |(index, _)| index);
         if last.saturating_sub(self.log().first_index()) <= REMEMBERED_AT_REST_MAX {
             return Ok(());
         }
-        let Some(raft) = self.engine().about_to_rest(idle, away) else {
+        let Some(raft) = self.engine().about_to_rest(idle) else {
             return Ok(());
         };
-        let progress = self.progress();
-        let mut followers = progress.iter().flat_map(|progress| &progress.followers);
-        if !followers.all(|known| known.matched == Some(last)) {
-            return Ok(());
-        }
         let Some(index) = self.purge_limit(last - 1) else {
             return Ok(());
         };

@@ -56,6 +56,8 @@ pub type CommittedLeaderId = openraft::alias::CommittedLeaderIdOf<TypeConfig>;
 pub type Membership = openraft::Membership<ReplicaId, ()>;
 pub type StoredMembership = openraft::alias::StoredMembershipOf<TypeConfig>;
 pub type SnapshotMeta = openraft::alias::SnapshotMetaOf<TypeConfig>;
+/// What a leader sends to a follower.
+pub type AppendRequest = openraft::raft::AppendEntriesRequest<TypeConfig>;
 pub type PartitionSnapshot = openraft::alias::SnapshotOf<TypeConfig, Bytes>;
 
 /// The data of one Raft entry.

@@ -196,14 +196,12 @@ func (c *checker) stuck(who, format string, args ...any) {
 
 // within looks until `left` is empty or the bound is over, and gives what is left.
 func (c *checker) within(left func() []string) []string {
-	deadline := time.Now().Add(c.bound)
-	for {
-		found := left()
-		if len(found) == 0 || time.Now().After(deadline) {
-			return found
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
+	var found []string
+	until(time.Now().Add(c.bound), func() bool {
+		found = left()
+		return len(found) == 0
+	})
+	return found
 }
 
 // awaitAcks waits until every producer was acknowledged in every partition for a send that began

@@ -6,7 +6,6 @@ package main
 import (
 	"fmt"
 	"slices"
-	"time"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
@@ -48,7 +47,8 @@ func (s *session) awaitCoordinator(group string) {
 	find.SetVersion(s.fit(kmsg.FindCoordinator, 0))
 	fetch.SetVersion(s.fit(kmsg.OffsetFetch, 2))
 	code := coordinatorNotAvailable
-	for time.Now().Before(s.deadline) {
+	var failure error
+	there := until(s.deadline, func() bool {
 		found, fetched := find.ResponseKind().(*kmsg.FindCoordinatorResponse), fetch.ResponseKind().(*kmsg.OffsetFetchResponse)
 		body, err := s.exchange(s.bootstrap, find)
 		if err == nil && found.ReadFrom(body) == nil && found.ErrorCode == 0 {
@@ -57,16 +57,14 @@ func (s *session) awaitCoordinator(group string) {
 				code = fetched.ErrorCode
 			}
 		}
-		if err != nil {
-			s.wrong("waiting for a coordinator of %s: %v", group, err)
-			return
-		}
-		if code != coordinatorLoading && code != coordinatorNotAvailable && code != notCoordinator {
-			return
-		}
-		time.Sleep(20 * time.Millisecond)
+		failure = err
+		return err != nil || (code != coordinatorLoading && code != coordinatorNotAvailable && code != notCoordinator)
+	})
+	if failure != nil {
+		s.wrong("waiting for a coordinator of %s: %v", group, failure)
+	} else if !there {
+		s.wrong("%s: still no coordinator: error %d", group, code)
 	}
-	s.wrong("%s: still no coordinator: error %d", group, code)
 }
 
 func (s *session) findCoordinator(version int16) {

@@ -21,13 +21,14 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
+use crate::wait::within;
+
 /// Read at once, and chunks that may wait per direction of a connection.
 const CHUNK_SIZE: usize = 64 * 1024;
 const CHUNKS_MAX: usize = 32;
-/// How long a connection's owner is looked for, and between two looks: the kernel's table is read in
-/// pieces, and while it changes a line may be missed.
+/// How long a connection's owner is looked for: the kernel's table is read in pieces, and while it changes a line may
+/// be missed.
 const OWNER_WITHIN: Duration = Duration::from_secs(1);
-const OWNER_LOOK_INTERVAL: Duration = Duration::from_millis(5);
 
 /// What happens to bytes from one service to another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -213,19 +214,11 @@ impl Relay {
     /// Who connects from an address. A connection of nobody we know could not be cut from anybody:
     /// there is none, but that of a process that has just died.
     async fn source(&self, there: SocketAddr, here: SocketAddr) -> Option<String> {
-        let deadline = Instant::now() + OWNER_WITHIN;
-        loop {
-            let owners = self.owners.clone();
-            let find = move || owner_of(socket_inode(there, here)?, &owners);
-            let found = tokio::task::spawn_blocking(find).await;
-            if let Ok(Some(name)) = found {
-                return Some(name);
-            }
-            if Instant::now() >= deadline {
-                return None;
-            }
-            tokio::time::sleep(OWNER_LOOK_INTERVAL).await;
-        }
+        let owners = self.owners.clone();
+        let find = move || owner_of(socket_inode(there, here)?, &owners);
+        let search = move || within(OWNER_WITHIN, || find().ok_or(()));
+        let found = tokio::task::spawn_blocking(search).await;
+        found.ok()?.ok()
     }
 
     fn direction(&self, from: &str, to: &str) -> Direction {

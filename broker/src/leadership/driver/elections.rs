@@ -326,12 +326,13 @@ impl Driver {
         let events = self.events.clone();
         let (metrics, peers) = (self.options.metrics.clone(), self.options.peers.clone());
         let campaign = async move {
-            // One that never voted can disturb nobody: there is no need to ask first.
-            let ask_first = !by_force && rival_term.is_none() && held_vote(&replica).term > 0;
-            let how = Campaign {
-                rival_term,
-                by_force: by_force && rival_term.is_none(),
-                ask_first,
+            let how = match rival_term {
+                Some(rival) => Campaign::Outbid(rival),
+                None if by_force => Campaign::TakeOver,
+                // One that never voted can disturb nobody: there is no need to ask first.
+                None => Campaign::Elect {
+                    ask_first: held_vote(&replica).term > 0,
+                },
             };
             match stand(&peers, &replica, how, limit).await {
                 Stood::Won => {
@@ -345,13 +346,13 @@ impl Driver {
             let mut leadership = replica.leadership();
             let known = *leadership.borrow_and_update();
             let mut own_epoch = known.leader_epoch;
-            if let Some(term) = rival_term {
-                let taken = outbid(&replica, term).await;
-                own_epoch = own_epoch.max(LeaderEpoch::try_from(taken).unwrap_or(own_epoch));
-            } else if by_force {
-                take_over(&replica, limit.min(CAMPAIGN_TIMEOUT)).await;
-            } else {
-                elect(&replica, ask_first).await;
+            match how {
+                Campaign::Outbid(rival) => {
+                    let taken = outbid(&replica, rival).await;
+                    own_epoch = own_epoch.max(LeaderEpoch::try_from(taken).unwrap_or(own_epoch));
+                }
+                Campaign::TakeOver => take_over(&replica, limit.min(CAMPAIGN_TIMEOUT)).await,
+                Campaign::Elect { ask_first } => elect(&replica, ask_first).await,
             }
             let decided = leadership.wait_for(|current| {
                 // After its own, any other term is one that a rival has taken: try again with the next.

@@ -15,7 +15,7 @@ use chronik_storage::{LogEntry, Payload};
 use chronik_types::id::ReplicaId;
 use futures::future::join;
 use openraft::entry::EntryPayload;
-use openraft::raft::{AppendEntriesRequest, VoteRequest};
+use openraft::raft::VoteRequest;
 use openraft::vote::RaftLeaderId;
 use tokio_util::sync::CancellationToken;
 
@@ -24,9 +24,7 @@ use super::follower::next;
 use super::leader::{RestingLeader, sole_voters};
 use crate::replica::codec;
 use crate::replica::log_store::durably;
-use crate::replica::raft_config::{Entry, LeaderId, LogId, TypeConfig, Vote};
-
-type AppendRequest = AppendEntriesRequest<TypeConfig>;
+use crate::replica::raft_config::{AppendRequest, Entry, LeaderId, LogId, TypeConfig, Vote};
 
 /// What a replica at rest asks votes with.
 #[derive(Debug, Clone)]

@@ -13,16 +13,13 @@ use std::sync::Arc;
 use chronik_storage::{LogEntry, Payload};
 use futures::future::join;
 use openraft::entry::EntryPayload;
-use openraft::raft::{
-    AppendEntriesRequest, StreamAppendError, StreamAppendResult, VoteRequest, VoteResponse,
-};
+use openraft::raft::{StreamAppendError, StreamAppendResult, VoteRequest, VoteResponse};
 
 use super::{Engine, Seat};
 use crate::replica::codec;
 use crate::replica::log_store::durably;
-use crate::replica::raft_config::{LogId, TypeConfig, Vote};
+use crate::replica::raft_config::{AppendRequest, LogId, TypeConfig, Vote};
 
-type AppendRequest = AppendEntriesRequest<TypeConfig>;
 type AppendAnswer = StreamAppendResult<TypeConfig>;
 
 /// What a leader's message asks of a replica at rest.

@@ -14,14 +14,11 @@ use std::time::Duration;
 use chronik_types::id::{BrokerId, ReplicaId};
 use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver;
-use openraft::raft::AppendEntriesRequest;
 
 use super::{Engine, Running, Seat, epoch};
 use crate::replica::codec;
-use crate::replica::raft_config::{LogId, Membership, Raft, TypeConfig};
+use crate::replica::raft_config::{AppendRequest, LogId, Membership, Raft};
 use crate::replica::{FollowerProgress, Progress};
-
-type AppendRequest = AppendEntriesRequest<TypeConfig>;
 
 /// A leader whose Raft is closed.
 pub(super) struct RestingLeader {
@@ -83,15 +80,15 @@ impl Engine {
         *self.leads() = None;
     }
 
-    /// The open Raft of a leader that may rest; it does not count as used.
-    pub fn about_to_rest(&self, idle: Duration, away: &BTreeSet<BrokerId>) -> Option<Raft> {
+    /// The open Raft of a leader that may rest, and whose followers all have all there is; it does not count as used.
+    pub fn about_to_rest(&self, idle: Duration) -> Option<Raft> {
         let inner = self.lock();
         let Seat::Open(running) = &inner.seat else {
             return None;
         };
         let may_rest = inner.users == 0
             && inner.last_used.elapsed() >= idle
-            && self.settled_leader(running, away).is_some();
+            && self.settled_leader(running, &BTreeSet::new()).is_some();
         may_rest.then(|| running.raft.clone())
     }
 

@@ -208,7 +208,7 @@ async fn a_leader_remembers_little_when_it_goes_to_rest() {
     cluster.router.cut(cluster.nodes[2].id);
     cluster.ack(0, value("more")).await;
     let nobody = BTreeSet::new();
-    leader.purge_before_rest(NOW, &nobody).await.unwrap();
+    leader.purge_before_rest(NOW).await.unwrap();
     assert!(remembered() > 40, "{}", remembered());
     cluster.router.heal();
     for n in [1, 2] {
@@ -218,7 +218,7 @@ async fn a_leader_remembers_little_when_it_goes_to_rest() {
     // It does not count as used by that, and closes at once.
     let idle = Duration::from_millis(20);
     until("it was not used", || leader.engine().idle_for() >= idle).await;
-    leader.purge_before_rest(idle, &nobody).await.unwrap();
+    leader.purge_before_rest(idle).await.unwrap();
     assert_eq!(remembered(), 0);
     assert!(leader.engine().close_if_idle(idle, &Arc::new(nobody)).await);
     cluster.router.cut(cluster.nodes[2].id);
