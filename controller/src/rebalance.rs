@@ -39,7 +39,7 @@ pub fn at(topic_id: TopicId, partition: &Partition) -> PartitionAt {
 /// Moves whose turn it is: as many as may be active at the same time. One that waits for a broker
 /// which is gone does not count, or it would hold up all others.
 pub fn activations(image: &ClusterImage) -> Vec<PartitionAt> {
-    let is_live = |id: &BrokerId| image.brokers.get(id).is_some_and(|broker| !broker.fenced);
+    let is_live = |id: &BrokerId| image.is_live(*id);
     let mut active = 0_usize;
     let mut waiting = Vec::new();
     for (topic_id, partition) in partitions(image) {

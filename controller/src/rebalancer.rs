@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use chronik_types::cluster_image::{ClusterImage, ReassignmentCause};
+use chronik_types::cluster_image::{ClusterImage, Partition, ReassignmentCause};
 use chronik_types::epoch::BrokerEpoch;
 use chronik_types::id::BrokerId;
 
@@ -22,8 +22,9 @@ const INTERVAL: Duration = Duration::from_millis(100);
 const RETRY: Duration = Duration::from_millis(500);
 /// Moves of a drain that may be asked for and not done.
 const DRAIN_MOVES_MAX: usize = 1_000;
-/// How long a broker that is behind with some replicas is spared the others' leadership.
-const BEHIND_MAX: Duration = Duration::from_secs(600);
+/// How long a broker that is behind with some replicas is spared the others' leadership, and how long
+/// all wait for partitions that could have a leader and have none.
+const RECOVERY_MAX: Duration = Duration::from_secs(600);
 /// Leaders asked for in one command.
 const LEADERS_MAX: usize = 1_000;
 
@@ -100,12 +101,14 @@ struct Settling {
     live_since: BTreeMap<BrokerId, (BrokerEpoch, Instant)>,
     /// Since when they have replicas outside the ISR: their disks are busy with what they missed.
     behind_since: BTreeMap<BrokerId, Instant>,
+    /// Since when there are partitions without a leader that could have one. To hand over others
+    /// meanwhile would take the brokers' time from their elections.
+    leaderless_since: Option<Instant>,
 }
 
 impl Settling {
     fn observe(&mut self, image: &ClusterImage, now: Instant) {
-        self.live_since
-            .retain(|id, _| image.brokers.get(id).is_some_and(|broker| !broker.fenced));
+        self.live_since.retain(|id, _| image.is_live(*id));
         for broker in image.brokers.values().filter(|broker| !broker.fenced) {
             let since = self.live_since.entry(broker.broker_id);
             let since = since.or_insert((broker.broker_epoch, now));
@@ -113,10 +116,10 @@ impl Settling {
                 *since = (broker.broker_epoch, now);
             }
         }
-        let partitions = image.topics.values().flat_map(|topic| &topic.partitions);
+        let partitions = || image.topics.values().flat_map(|topic| &topic.partitions);
         // Replicas that are being moved are behind until they are there, and without a leader nobody
         // catches up.
-        let settled = partitions.filter(|p| p.leader.is_some() && p.reassignment.is_none());
+        let settled = partitions().filter(|p| p.leader.is_some() && p.reassignment.is_none());
         let behind: BTreeSet<BrokerId> = settled
             .flat_map(|partition| {
                 let brokers = partition.brokers();
@@ -127,6 +130,10 @@ impl Settling {
         for id in behind {
             self.behind_since.entry(id).or_insert(now);
         }
+        self.leaderless_since = match partitions().any(|p| awaits_leader(image, p)) {
+            true => self.leaderless_since.or(Some(now)),
+            false => None,
+        };
     }
 
     fn is_settled(&self, id: BrokerId, delay: Duration, now: Instant) -> bool {
@@ -135,8 +142,10 @@ impl Settling {
 
     fn settles_at(&self, id: BrokerId, delay: Duration) -> Option<Instant> {
         let (_, since) = self.live_since.get(&id)?;
-        let behind_until = self.behind_since.get(&id).map(|since| *since + BEHIND_MAX);
-        Some(behind_until.unwrap_or(*since).max(*since + delay))
+        let recovering = [self.behind_since.get(&id), self.leaderless_since.as_ref()];
+        let recovering = recovering.into_iter().flatten();
+        let recovered_at = recovering.map(|since| *since + RECOVERY_MAX).max();
+        Some(recovered_at.unwrap_or(*since).max(*since + delay))
     }
 
     /// When the next broker will have settled.
@@ -145,6 +154,12 @@ impl Settling {
         let ends = brokers.filter_map(|id| self.settles_at(*id, delay));
         ends.filter(|end| *end > now).min()
     }
+}
+
+/// Whether it has no leader although a majority of its replicas is on live brokers.
+fn awaits_leader(image: &ClusterImage, partition: &Partition) -> bool {
+    let live = partition.brokers().filter(|id| image.is_live(*id)).count();
+    partition.leader.is_none() && live > partition.replicas.len() / 2
 }
 
 #[cfg(test)]
@@ -199,18 +214,46 @@ mod tests {
         settling.observe(&image, later);
         assert!(!settling.is_settled(BrokerId(1), delay, later));
         assert!(settling.is_settled(BrokerId(2), delay, later));
-        assert_eq!(settling.next(delay, later), Some(later + BEHIND_MAX));
-        assert!(settling.is_settled(BrokerId(1), delay, later + BEHIND_MAX));
+        assert_eq!(settling.next(delay, later), Some(later + RECOVERY_MAX));
+        assert!(settling.is_settled(BrokerId(1), delay, later + RECOVERY_MAX));
+        let broker_2 = image.brokers.get_mut(&BrokerId(2)).unwrap();
+        broker_2.fenced = true;
         change_partition(&mut image, 1, |p| p.leader = None);
         settling.observe(&image, later);
         assert!(
             settling.is_settled(BrokerId(1), delay, later),
             "nobody to follow"
         );
+        image.brokers.get_mut(&BrokerId(2)).unwrap().fenced = false;
         change_partition(&mut image, 1, |p| {
             p.leader = Some(BrokerId(2));
             p.isr.push(BrokerId(1));
         });
+        settling.observe(&image, later);
+        assert!(settling.is_settled(BrokerId(1), delay, later));
+    }
+
+    #[test]
+    fn nobody_gets_leadership_back_while_others_could_have_a_leader_and_have_none() {
+        let (delay, start) = (Duration::from_secs(3), Instant::now());
+        let mut image = image(2, &[&[1, 2], &[2, 1]]);
+        let mut settling = Settling::default();
+        change_partition(&mut image, 1, |p| p.leader = None);
+        settling.observe(&image, start);
+        let later = start + delay;
+        settling.observe(&image, later);
+        assert!(!settling.is_settled(BrokerId(1), delay, later));
+        assert_eq!(settling.next(delay, later), Some(start + RECOVERY_MAX));
+        assert!(settling.is_settled(BrokerId(1), delay, start + RECOVERY_MAX));
+
+        image.brokers.get_mut(&BrokerId(2)).unwrap().fenced = true;
+        settling.observe(&image, later);
+        assert!(
+            settling.is_settled(BrokerId(1), delay, later),
+            "it can have none"
+        );
+        image.brokers.get_mut(&BrokerId(2)).unwrap().fenced = false;
+        change_partition(&mut image, 1, |p| p.leader = Some(BrokerId(2)));
         settling.observe(&image, later);
         assert!(settling.is_settled(BrokerId(1), delay, later));
     }

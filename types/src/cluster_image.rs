@@ -265,6 +265,12 @@ impl ClusterImage {
         self.restores.iter().any(within)
     }
 
+    /// Whether the broker is registered and its session is kept.
+    pub fn is_live(&self, broker_id: BrokerId) -> bool {
+        let broker = self.brokers.get(&broker_id);
+        broker.is_some_and(|broker| !broker.fenced)
+    }
+
     pub fn topic(&self, topic_id: TopicId) -> Option<&Arc<Topic>> {
         self.topics.get(&topic_id)
     }

@@ -137,8 +137,7 @@ fn checked(
         let why = "the preferred leader leads already";
         return Err(Refused::new(E::ElectionNotNeeded, why));
     }
-    let is_live = image.brokers.get(&leader).is_some_and(|b| !b.fenced);
-    if !is_live || !partition.isr.contains(&leader) {
+    if !image.is_live(leader) || !partition.isr.contains(&leader) {
         return Err(unavailable("the preferred leader is not in sync"));
     }
     if partition.leader.is_none() {

@@ -79,7 +79,7 @@ fn decide(
     if report.partition_epoch == partition.partition_epoch {
         next.isr = isr;
         // The voters are those of this very epoch: whatever was asked since would have raised it.
-        if let Some(done) = completed(&next, &report.voters, |id| is_live(image, id)) {
+        if let Some(done) = completed(&next, &report.voters, |id| image.is_live(id)) {
             next = done;
         }
     } else {
@@ -87,7 +87,7 @@ fn decide(
             next.isr.push(reporter);
         }
         // A fenced last member of the ISR has no claim left once another replica leads.
-        next.isr.retain(|id| *id == reporter || is_live(image, *id));
+        next.isr.retain(|id| *id == reporter || image.is_live(*id));
         if next.isr.len() != isr.len() || !isr.iter().all(|id| next.isr.contains(id)) {
             outcome = ReportOutcome::StalePartitionEpoch;
         }
@@ -110,18 +110,11 @@ fn in_sync(
     report: &PartitionReport,
 ) -> Vec<BrokerId> {
     let caught_up =
-        |id: BrokerId| id == leader || (report.caught_up.contains(&id) && is_live(image, id));
+        |id: BrokerId| id == leader || (report.caught_up.contains(&id) && image.is_live(id));
     partition
         .replicas
         .iter()
         .map(|r| r.broker_id)
         .filter(|id| caught_up(*id))
         .collect()
-}
-
-fn is_live(image: &ClusterImage, broker_id: BrokerId) -> bool {
-    image
-        .brokers
-        .get(&broker_id)
-        .is_some_and(|broker| !broker.fenced)
 }

@@ -170,13 +170,7 @@ fn new_partition(
     let raft_group_id = RaftGroupId(state.next_raft_group_id);
     state.next_raft_group_id = state.next_raft_group_id.saturating_add(1);
     state.groups.insert(raft_group_id, (topic_id, partition));
-    let live = |id: &BrokerId| {
-        state
-            .image
-            .brokers
-            .get(id)
-            .is_some_and(|broker| !broker.fenced)
-    };
+    let live = |id: &BrokerId| state.image.is_live(*id);
     let mut isr: Vec<BrokerId> = brokers.iter().copied().filter(live).collect();
     if isr.is_empty() {
         isr = brokers.to_vec();

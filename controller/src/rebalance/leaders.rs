@@ -51,8 +51,7 @@ fn better_leader(
         broker.is_some_and(|broker| broker.drain != Drain::None)
     };
     let can_lead = |id: &BrokerId| {
-        let is_live = image.brokers.get(id).is_some_and(|broker| !broker.fenced);
-        is_live && partition.isr.contains(id) && !is_drained(*id) && *id != leader
+        image.is_live(*id) && partition.isr.contains(id) && !is_drained(*id) && *id != leader
     };
     if is_drained(leader) {
         return partition.brokers().find(can_lead);

@@ -20,8 +20,7 @@ pub fn is_in(
     partition: &Partition,
     state: PartitionState,
 ) -> bool {
-    let is_live = |id| image.brokers.get(&id).is_some_and(|broker| !broker.fenced);
-    let is_led = partition.leader.is_some_and(is_live);
+    let is_led = partition.leader.is_some_and(|leader| image.is_live(leader));
     match state {
         PartitionState::UnderReplicated => partition.is_under_replicated(),
         PartitionState::UnderMinIsr => partition.isr.len() < min_insync_replicas(topic),

@@ -57,15 +57,8 @@ fn node_of(
     }
     let partition = coordinator::partition_of(snapshot, key)?;
     let leader = context.services.router.leader(&partition);
-    let alive = |id| {
-        snapshot
-            .image
-            .brokers
-            .get(&id)
-            .is_some_and(|broker| !broker.fenced)
-    };
     leader
-        .filter(|leader| alive(leader.broker_id))
+        .filter(|leader| snapshot.image.is_live(leader.broker_id))
         .and_then(|leader| resolve::node(snapshot, leader.broker_id))
         .ok_or(ErrorCode::CoordinatorNotAvailable)
 }

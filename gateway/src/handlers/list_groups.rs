@@ -23,13 +23,7 @@ pub async fn handle(context: Context, request: m::ListGroupsRequest) -> m::ListG
         // An endpoint that stands for no broker is one that clients only start from.
         brokers = snapshot.image.brokers.keys().copied().collect();
     }
-    brokers.retain(|id| {
-        snapshot
-            .image
-            .brokers
-            .get(id)
-            .is_some_and(|broker| !broker.fenced)
-    });
+    brokers.retain(|id| snapshot.image.is_live(*id));
     let answers = join_all(brokers.into_iter().map(|id| list(services, id))).await;
     let mut groups = Vec::new();
     let mut error = ErrorCode::None;
