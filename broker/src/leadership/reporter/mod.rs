@@ -31,8 +31,8 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 const REPORTS_MAX: usize = 1_000;
 /// Between two calls: each makes a new image, which everybody takes in. Longer after a call with many
 /// reports, since many more will follow, and all images show all partitions.
-const SEND_INTERVAL: Duration = Duration::from_millis(50);
-const SEND_INTERVAL_PER_REPORT: Duration = Duration::from_millis(5);
+const SEND_INTERVAL: Duration = Duration::from_millis(20);
+const SEND_INTERVAL_PER_REPORT: Duration = Duration::from_millis(2);
 const SEND_INTERVAL_MAX: Duration = Duration::from_millis(300);
 /// After a call that failed.
 const RETRY_DELAY: Duration = Duration::from_millis(300);
