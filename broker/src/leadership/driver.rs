@@ -119,6 +119,8 @@ struct Driver {
     leaderless: u32,
     /// Those that are about to be found so.
     leaderless_soon: u32,
+    /// How many of them second candidates wait for.
+    staggered_for: u32,
     fenced: BTreeSet<BrokerId>,
     /// Groups led here whose voters are not as they should be.
     unsettled: BTreeSet<RaftGroupId>,
@@ -166,6 +168,7 @@ pub async fn run(options: DriverOptions) {
                 driver.timers(Instant::now());
             }
         }
+        driver.wait_less();
     }
     for group in driver.groups.values() {
         group.stop_watching.cancel();
@@ -185,6 +188,7 @@ impl Driver {
             links: LinkTable::default(),
             leaderless: 0,
             leaderless_soon: 0,
+            staggered_for: 0,
             fenced: BTreeSet::new(),
             unsettled: BTreeSet::new(),
             next_hand_back: None,

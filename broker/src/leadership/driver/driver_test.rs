@@ -104,6 +104,20 @@ fn links(up: &[i32]) -> LinkTable {
     LinkTable(links.collect())
 }
 
+fn opened(in_order: &[ReplicaId], replica: &Arc<Replica>) -> GroupEvent {
+    let assigned = Assigned {
+        group: GROUP,
+        place: Place {
+            topic_id: TopicId(Uuid::from_u128(1)),
+            partition: PartitionIndex(0),
+        },
+        replicas: in_order.to_vec(),
+        voters: in_order.to_vec(),
+        moving: None,
+    };
+    GroupEvent::Opened(assigned, replica.clone())
+}
+
 /// Two replicas that both tried by force, the one with the shorter log always a term ahead, kept a
 /// partition without a leader for 20 seconds.
 #[tokio::test]
@@ -115,19 +129,7 @@ async fn a_campaign_that_a_rival_has_spoilt_ends_and_the_next_goes_above_the_riv
     let storage = storage(folder.path());
     let replica = open(&storage, &driver.options.peers, &voters).await;
     until("the first election", || held_vote(&replica).term == 1).await;
-    driver.group_event(GroupEvent::Opened(
-        Assigned {
-            group: GROUP,
-            place: Place {
-                topic_id: TopicId(Uuid::from_u128(1)),
-                partition: PartitionIndex(0),
-            },
-            replicas: voters.to_vec(),
-            voters: voters.to_vec(),
-            moving: None,
-        },
-        replica.clone(),
-    ));
+    driver.group_event(opened(&voters, &replica));
     let nudge = |term| Nudge { group: GROUP, term };
     // The one leader is gone, the other replica is there.
     driver.links = links(&[2]);
@@ -155,6 +157,36 @@ async fn a_campaign_that_a_rival_has_spoilt_ends_and_the_next_goes_above_the_riv
     }
     let group = &driver.groups[&GROUP];
     assert!(group.rival_term == Some(20) && group.due.is_some() && !group.campaigning);
+    stop.cancel();
+    replica.shutdown().await;
+}
+
+/// One of 10,000 partitions, whose first candidate did not campaign, had no leader for 20 seconds.
+#[tokio::test]
+async fn a_second_candidate_waits_no_longer_than_the_others_campaigns_take() {
+    let folder = tempfile::tempdir().unwrap();
+    let stop = CancellationToken::new();
+    let (mut driver, _events) = Driver::new(options(stop.clone()));
+    driver.options.timing = CampaignTiming::new(Duration::from_millis(50));
+    let voters = [1, 2, 3].map(replica_id);
+    let storage = storage(folder.path());
+    let replica = open(&storage, &driver.options.peers, &voters).await;
+    driver.links = links(&[2, 3]);
+    driver.leaderless = 10_000;
+    let second = [2, 1, 3].map(replica_id);
+    driver.group_event(opened(&second, &replica));
+    let waits = |driver: &Driver| {
+        let due = driver.groups[&GROUP].due.unwrap();
+        due.saturating_duration_since(Instant::now())
+    };
+    driver.wait_less();
+    assert!(waits(&driver) > Duration::from_secs(15));
+    driver.leaderless = 6_000;
+    driver.wait_less();
+    assert!(waits(&driver) > Duration::from_secs(15), "few are led yet");
+    driver.leaderless = 1;
+    driver.wait_less();
+    assert!(waits(&driver) < Duration::from_secs(2));
     stop.cancel();
     replica.shutdown().await;
 }

@@ -73,6 +73,22 @@ impl Driver {
         }
     }
 
+    /// Second candidates wait for the campaigns of others: less when half of those are over.
+    pub(super) fn wait_less(&mut self) {
+        self.staggered_for = self.staggered_for.max(self.leaderless);
+        if self.leaderless > self.staggered_for / 2 {
+            return;
+        }
+        self.staggered_for = self.leaderless;
+        let waiting = self.groups.iter();
+        let waiting = waiting.filter(|(_, group)| !has_leader(group.status));
+        let mut waiting: Vec<RaftGroupId> = waiting.map(|(id, _)| *id).collect();
+        waiting.sort_unstable();
+        for group in waiting {
+            self.evaluate(group);
+        }
+    }
+
     /// How many groups lose their leader with the links as they are now.
     pub(super) fn about_to_lose_leader(&self) -> u32 {
         let loses = |group: &&Group| {
