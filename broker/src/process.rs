@@ -149,6 +149,7 @@ impl Running {
 
     /// Ends all work as a crash would, but for the process itself; for tests of recovery.
     pub fn abort(&mut self) {
+        self.storage.leave_unfinished_copies();
         self.stop.cancel();
         self.stop_rpc.cancel();
         self.tasks.abort_all();
@@ -180,7 +181,8 @@ impl Running {
         if left > 0 {
             warn!(partitions = left, "stops while still leading partitions");
         }
-        // 3. Requests, then coordinators, then Raft.
+        // 3. Requests, then coordinators, then Raft. Copies under way go on after the next start.
+        self.storage.leave_unfinished_copies();
         self.stop_rpc.cancel();
         self.stop.cancel();
         let tasks = async { while self.tasks.join_next().await.is_some() {} };

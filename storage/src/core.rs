@@ -1,7 +1,7 @@
 //! What all logs of one storage share.
 
 use std::collections::{HashMap, VecDeque};
-use std::io;
+use std::io::{self, IoSlice};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::sync_channel;
@@ -20,6 +20,7 @@ use crate::segment::open_files::OpenFiles;
 use crate::segment::{FileKind, SegmentId};
 use crate::space::SpaceWatch;
 use crate::sync::lock;
+use crate::transfer::Unfinished;
 use crate::wal::{Done, Record, WalQueue};
 
 pub struct Core {
@@ -37,12 +38,40 @@ pub struct Core {
     /// Of a log that is made: higher than any of the deleted ones. What is left of those, such as a
     /// reader, or a copy that nobody goes on with, may yet open, write and remove files under its names.
     pub first_generation: AtomicU32,
+    pub unfinished: Unfinished,
     pub segment_bytes: u64,
     /// There are no threads: a driver does their work.
     pub is_driven: bool,
 }
 
 impl Core {
+    /// Writes a piece of a file that no log refers to yet.
+    pub fn write_file(
+        &self,
+        group: RaftGroupId,
+        id: SegmentId,
+        kind: FileKind,
+        position: u64,
+        bytes: &[u8],
+    ) -> Result<(), StorageError> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let file = self.files.open(group, id, kind, true);
+        let written = file.and_then(|file| file.write_at(&[IoSlice::new(bytes)], position));
+        written.map_err(|e| self.write_failed(&self.files.path(group, id, kind), e))
+    }
+
+    /// What was written can be made anew; the disk may be full.
+    pub fn write_failed(&self, file: &Path, error: io::Error) -> StorageError {
+        let error = StorageError::io("cannot write", file, error);
+        if error.is_out_of_room() {
+            self.space.found_no_room();
+            return self.space.check(0).err().unwrap_or(error);
+        }
+        error
+    }
+
     /// Fsyncs a segment's file; a failure stops the storage. Not for a file that could not be opened:
     /// its log may have been deleted.
     pub fn sync_file(

@@ -1,7 +1,8 @@
 //! Puts the storage together again after a restart: checkpoint, segments, and the rest of the WAL.
 //!
 //! Invariant: segments are cut back to what the checkpoint names, because only that is known to be
-//! fsynced; everything after it is still in the WAL.
+//! fsynced; everything after it is still in the WAL. Of the files that nothing names, those of an
+//! unfinished copy stay, one for each group.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -18,6 +19,7 @@ use crate::flusher::remove_files;
 use crate::partition_log::replay::Replay;
 use crate::partition_log::state::LogState;
 use crate::segment::{FileKind, Segment, dir_of, file_name, parse_file_name};
+use crate::transfer::{BegunCopy, find_left, is_description};
 use crate::wal::recovery::{WalStart, recover as recover_wal};
 use crate::wal::writer::WalPosition;
 use crate::wal::{Action, Decoded, WalFiles};
@@ -28,6 +30,17 @@ pub struct Recovered {
     /// Deleted groups, with the record that says so.
     pub deleted_at: HashMap<RaftGroupId, u64>,
     pub position: WalPosition,
+    pub unfinished: HashMap<RaftGroupId, BegunCopy>,
+}
+
+impl Recovered {
+    /// For logs that are made: above what unfinished copies have of groups without a log.
+    pub fn first_generation(&self) -> u32 {
+        let left = self.unfinished.iter();
+        let without_log = left.filter(|(group, _)| !self.logs.contains_key(group));
+        let after = without_log.map(|(_, left)| left.generation.saturating_add(1));
+        after.max().unwrap_or(0)
+    }
 }
 
 /// The checkpoint of the storage in `dir`, made if the folder is new.
@@ -114,14 +127,22 @@ pub fn recover(
         has_leftovers |= !gone.is_empty();
         logs.insert(group, state);
     }
+    let mut unfinished = HashMap::new();
     if has_leftovers || checkpoint.clean_at_record != Some(position.next_record) {
-        clean_up(&**disk, partitions, &logs, &deleted_at)?;
+        unfinished = clean_up(&**disk, partitions, &logs, &deleted_at)?;
+    }
+    for (group, left) in &unfinished {
+        if let Some(state) = logs.get_mut(group) {
+            let after = left.generation.saturating_add(1);
+            state.next_generation = state.next_generation.max(after);
+        }
     }
     find_missing(&**disk, partitions, &mut logs)?;
     Ok(Recovered {
         logs,
         deleted_at,
         position,
+        unfinished,
     })
 }
 
@@ -161,12 +182,13 @@ fn apply_record(
     }
 }
 
+/// Removes what nothing refers to, but for unfinished copies, which it gives.
 fn clean_up(
     disk: &dyn Disk,
     partitions: &Path,
     logs: &HashMap<RaftGroupId, LogState>,
     deleted_at: &HashMap<RaftGroupId, u64>,
-) -> Result<(), OpenError> {
+) -> Result<HashMap<RaftGroupId, BegunCopy>, OpenError> {
     for group in deleted_at.keys().filter(|group| !logs.contains_key(group)) {
         remove_files(disk, partitions, *group)
             .map_err(|e| io_error("cannot delete", &dir_of(partitions, *group), e))?;
@@ -174,19 +196,34 @@ fn clean_up(
     let names = disk
         .list(partitions)
         .map_err(|e| io_error("cannot list", partitions, e))?;
+    let mut unfinished = HashMap::new();
     for group in names
         .iter()
         .filter_map(|name| name.parse().ok().map(RaftGroupId))
     {
         let dir = dir_of(partitions, group);
-        match logs.get(&group) {
-            Some(state) => cut_back(disk, &dir, &state.segments)?,
-            None => {
-                remove_received(disk, &dir).map_err(|e| io_error("cannot clean up", &dir, e))?
-            }
+        let mut names = disk
+            .list(&dir)
+            .map_err(|e| io_error("cannot list", &dir, e))?;
+        let state = logs.get(&group);
+        let first_generation = state.map_or(0, |state| state.next_generation);
+        let left = find_left(disk, &dir, &mut names, first_generation)
+            .map_err(|e| io_error("cannot look for a copy in", &dir, e))?;
+        match state {
+            Some(state) => cut_back(disk, &dir, names, &state.segments)?,
+            None => remove_received(disk, &dir, names, left.is_none())
+                .map_err(|e| io_error("cannot clean up", &dir, e))?,
+        }
+        if let Some(left) = left {
+            tracing::info!(
+                raft_group_id = %group,
+                bytes = left.total_bytes(),
+                "a copy of a log was not finished: what has come of it is kept"
+            );
+            unfinished.insert(group, left);
         }
     }
-    Ok(())
+    Ok(unfinished)
 }
 
 /// Looks whether all segments' files are there and long enough. A log of which something is missing
@@ -228,16 +265,24 @@ fn find_missing(
 
 /// Removes what was received for a log that never came to be; a log that has segments is known from the
 /// checkpoint or the WAL. Files of no generation are no one's either, but how they came here is not known.
-fn remove_received(disk: &dyn Disk, dir: &Path) -> std::io::Result<()> {
-    let mut is_empty = true;
-    for name in disk.list(dir)? {
-        match parse_file_name(&name) {
-            Some((id, _)) if id.generation > 0 => {
+fn remove_received(
+    disk: &dyn Disk,
+    dir: &Path,
+    names: Vec<String>,
+    mut is_empty: bool,
+) -> std::io::Result<()> {
+    for name in names {
+        let is_of_copy = match parse_file_name(&name) {
+            Some((id, _)) => id.generation > 0,
+            None => is_description(&name),
+        };
+        match is_of_copy {
+            true => {
                 let file = dir.join(name);
                 tracing::info!(file = %file.display(), "removes a file of a log that never came to be");
                 disk.remove_file(&file)?;
             }
-            _ => {
+            false => {
                 is_empty = false;
                 let file = dir.join(name);
                 tracing::warn!(file = %file.display(), "a file belongs to no log that is known");
@@ -251,20 +296,23 @@ fn remove_received(disk: &dyn Disk, dir: &Path) -> std::io::Result<()> {
 }
 
 /// Cuts the files of a log back to the sizes that its segments have, and removes all others.
-fn cut_back(disk: &dyn Disk, dir: &Path, segments: &[Segment]) -> Result<(), OpenError> {
-    let names = disk
-        .list(dir)
-        .map_err(|e| io_error("cannot list", dir, e))?;
+fn cut_back(
+    disk: &dyn Disk,
+    dir: &Path,
+    names: Vec<String>,
+    segments: &[Segment],
+) -> Result<(), OpenError> {
     for name in names {
-        let Some((id, kind)) = parse_file_name(&name) else {
-            continue;
-        };
         let path = dir.join(&name);
-        let at = segments.binary_search_by_key(&id, Segment::id);
-        let expected = at
-            .ok()
-            .and_then(|at| segments.get(at))
-            .map_or(0, |s| s.file_bytes(kind));
+        let expected = match parse_file_name(&name) {
+            Some((id, kind)) => {
+                let at = segments.binary_search_by_key(&id, Segment::id).ok();
+                let segment = at.and_then(|at| segments.get(at));
+                segment.map_or(0, |segment| segment.file_bytes(kind))
+            }
+            None if is_description(&name) => 0,
+            None => continue,
+        };
         if expected == 0 {
             disk.remove_file(&path)
                 .map_err(|e| io_error("cannot remove", &path, e))?;

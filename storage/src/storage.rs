@@ -24,6 +24,7 @@ use crate::scrub::{Scrub, Stop};
 use crate::segment::open_files::OpenFiles;
 use crate::space::SpaceWatch;
 use crate::sync::lock;
+use crate::transfer::Unfinished;
 use crate::wal::writer::WalWriter;
 use crate::wal::{WalFiles, WalQueue};
 
@@ -150,6 +151,10 @@ impl Storage {
         Ok((storage, Driver::new(writer, flusher)))
     }
 
+    pub(crate) fn core(&self) -> &Core {
+        &self.owner.core
+    }
+
     /// Made when the folder was first used.
     pub fn storage_id(&self) -> Uuid {
         self.owner.storage_id
@@ -259,6 +264,7 @@ impl Owner {
             config.segment_bytes,
         )?;
 
+        let first_generation = recovered.first_generation();
         let poison = Arc::new(Poison::default());
         let core = Arc::new(Core {
             files: OpenFiles::new(disk.clone(), partitions, config.open_files_max),
@@ -271,7 +277,8 @@ impl Owner {
             counters: Counters::default(),
             damage: Arc::default(),
             has_announced_files: AtomicBool::new(false),
-            first_generation: AtomicU32::new(0),
+            first_generation: AtomicU32::new(first_generation),
+            unfinished: Unfinished::new(recovered.unfinished),
             segment_bytes: config.segment_bytes,
             is_driven,
         });

@@ -3,9 +3,9 @@
 //! on from there. Replicas whose files are damaged get those anew.
 //!
 //! Invariant: nothing of a replica changes before its copy is complete and every byte of it checked;
-//! what is broken off leaves the replica as it was. Where a source failed or the leader changed, the next
-//! attempt goes on with what has come. What all copies of this broker take together is held to the
-//! configured rate.
+//! what is broken off leaves the replica as it was. Where a source failed, the leader changed or this
+//! broker was started anew, the next attempt goes on with what has come. What all copies of this broker
+//! take together is held to the configured rate.
 
 mod failures;
 mod fetch;
@@ -89,13 +89,14 @@ pub async fn run_catch_up(options: CatchUpOptions) {
         stop,
     } = options;
     let mut damage = storage.damage_changes();
+    let unfinished = unfinished::Unfinished::new(&storage, Instant::now());
     let mut worker = Worker {
         shared: Arc::new(fetch::Shared {
             storage,
             replicas,
             view,
             throttle: throttle::Throttle::new(bytes_per_second),
-            unfinished: unfinished::Unfinished::default(),
+            unfinished,
             metrics,
         }),
         parallel_max,
@@ -140,7 +141,9 @@ impl Worker {
     fn let_unfinished_go(&self) {
         let expired = self.shared.unfinished.take_expired(Instant::now());
         if !expired.is_empty() {
-            tokio::task::spawn_blocking(move || drop(expired));
+            let storage = self.shared.storage.clone();
+            let remove = move || expired.into_iter().for_each(|copy| copy.remove(&storage));
+            tokio::task::spawn_blocking(remove);
         }
     }
 

@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use self::group::{GROUP_SIZE_MIN, bounded};
 use crate::codec::Reader;
-use crate::disk::{Disk, DiskFile, read_full_at};
+use crate::disk::{Disk, DiskFile, read_all};
 use crate::error::{CANNOT_SYNC, OpenError, StorageError};
 use crate::wal::recovery::WalStart;
 
@@ -120,15 +120,7 @@ impl Checkpoint {
     /// The checkpoint of the storage in `dir`; `None` if none was ever written.
     pub fn read(disk: &dyn Disk, dir: &Path) -> Result<Option<Self>, OpenError> {
         let path = path_of(dir);
-        let read = || -> io::Result<Vec<u8>> {
-            let file = disk.open(&path, false)?;
-            let size = usize::try_from(file.size()?).map_err(io::Error::other)?;
-            let mut bytes = vec![0; size];
-            let count = read_full_at(&*file, &mut bytes, 0)?;
-            bytes.truncate(count);
-            Ok(bytes)
-        };
-        let bytes = match read() {
+        let bytes = match read_all(disk, &path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) => {

@@ -87,6 +87,16 @@ pub fn read_full_at(file: &dyn DiskFile, buffer: &mut [u8], position: u64) -> io
     Ok(done)
 }
 
+/// All of a file.
+pub fn read_all(disk: &dyn Disk, path: &Path) -> io::Result<Vec<u8>> {
+    let file = disk.open(path, false)?;
+    let size = usize::try_from(file.size()?).map_err(io::Error::other)?;
+    let mut bytes = vec![0; size];
+    let count = read_full_at(&*file, &mut bytes, 0)?;
+    bytes.truncate(count);
+    Ok(bytes)
+}
+
 /// Fills the whole buffer, or fails with `UnexpectedEof`.
 pub fn read_exact_at(file: &dyn DiskFile, buffer: &mut [u8], position: u64) -> io::Result<()> {
     if read_full_at(file, buffer, position)? < buffer.len() {

@@ -1,11 +1,11 @@
 //! Replaces all content of a log at once.
 //!
 //! ```text
-//! 1. all files of the new content are fsynced, and their names    unknown files: removed at a start
+//! 1. all files of the new content are fsynced, and their names    an unfinished copy: a start keeps it
 //! 2. memory says what the new log is, and the WAL gets a record   one step for everybody else
 //!    with the same
 //! 3. the record is durable                                         from here on it is the new log
-//! 4. the old log's files go                                        unknown files, as in 1
+//! 4. the old log's files go                                        unknown files: a start removes them
 //! ```
 
 use super::Flusher;

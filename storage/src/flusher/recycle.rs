@@ -27,6 +27,7 @@ use crate::memory::size_of;
 use crate::partition_log::Log;
 use crate::segment::dir_of;
 use crate::sync::lock;
+use crate::transfer::forget_left;
 use crate::wal::queue::Item;
 use crate::wal::recovery::WalStart;
 use crate::wal::{Done, Record, WalFile, Written};
@@ -210,7 +211,9 @@ impl Flusher {
             record: first_kept.first_record,
             confirmed_frame,
         };
-        let clean_at_record = is_close.then_some(next_record);
+        // The next start looks at the folders if it has to find unfinished copies there.
+        let is_clean = is_close && !self.core.unfinished.has_any();
+        let clean_at_record = is_clean.then_some(next_record);
         let checkpoint = Checkpoint {
             storage_id: self.storage_id,
             wal,
@@ -224,9 +227,11 @@ impl Flusher {
         Ok(())
     }
 
-    /// Deletes a log: durable in the WAL first, then its files go.
+    /// Deletes a log: durable in the WAL first, then its files go. What a process before has left of a
+    /// copy goes at once, whether there is a log or not.
     pub fn delete(&mut self, group: RaftGroupId) -> Result<(), StorageError> {
         self.core.poison.check()?;
+        forget_left(&self.core, group);
         let Some(log) = self.logs.get(group) else {
             return Ok(());
         };

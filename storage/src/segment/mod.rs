@@ -6,6 +6,7 @@
 //!                    00000000000000012345.timeindex  sparse: timestamp -> offset
 //!                    00000000000000012345.raft       sidecar: every entry's index, term, position
 //!                    00000000000000000000.3.log      the same of a segment that replaced others
+//!                    4.copy                          what the files of an unfinished copy shall become
 //! ```
 //!
 //! Invariant: segments hold committed entries only, so they are written once and never cut. The log

@@ -1,10 +1,10 @@
 //! Taking in: receives segment files beside a log's own, checks them, and makes them its content.
 //!
 //! Invariant: the log changes by one record of the WAL, written after all files are fsynced. A crash
-//! before it leaves files that no log refers to, which the next start removes.
+//! before it leaves files that no log refers to; the next start keeps those of a copy of a whole log, for
+//! the next install to go on with, and removes the rest.
 
 use std::collections::HashMap;
-use std::io::IoSlice;
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex};
 
@@ -14,6 +14,7 @@ use chronik_types::offset::Offset;
 use chronik_types::record_batch::BatchHeader;
 
 use super::manifest::{LogManifest, ManifestSegment, SegmentFile};
+use super::unfinished::{self, BegunCopy, Received};
 use crate::checkpoint::GroupCheckpoint;
 use crate::entry::Purged;
 use crate::error::StorageError;
@@ -23,7 +24,7 @@ use crate::partition_log::state::ReplicaState;
 use crate::segment::indexer::Indexer;
 use crate::segment::lookup::SegmentView;
 use crate::segment::sidecar::Slot;
-use crate::segment::{FileKind, Segment, SegmentId, dir_of};
+use crate::segment::{FileKind, Segment, dir_of};
 use crate::storage::Storage;
 use crate::sync::lock;
 
@@ -40,14 +41,15 @@ pub struct Installer {
     manifest: LogManifest,
     generation: u32,
     parts: Vec<Mutex<Part>>,
+    /// It has a description on the disk; a rebuild has none.
+    is_described: bool,
     is_committed: bool,
 }
 
 /// One segment that is received.
 #[derive(Default)]
 struct Part {
-    log_bytes: u64,
-    sidecar_bytes: u64,
+    received: Received,
     /// Written since the last fsync.
     unsynced_bytes: usize,
     /// Set when all of it was checked and fsynced.
@@ -61,15 +63,26 @@ pub struct InstallRequest {
 }
 
 impl Storage {
-    /// Starts to replace the content of the group's log, or to make one. Several at a time for one
-    /// group do not disturb each other; the last one that is committed stays. Waits for the disk.
+    /// Starts to replace the content of the group's log, or to make one; goes on with what a process
+    /// before has left of that, if it is of use. Several at a time for one group do not disturb each
+    /// other; the last one that is committed stays. Waits for the disk.
     pub fn install(
         &self,
         group: RaftGroupId,
         manifest: LogManifest,
     ) -> Result<Installer, StorageError> {
         manifest.check()?;
-        Installer::new(self.open_log(group)?.log, manifest)
+        let log = self.open_log(group)?.log;
+        if let Some(left) = log.core.unfinished.take(group) {
+            let mut installer = Installer::of(log, left);
+            installer.is_described = true;
+            return installer.go_on(manifest);
+        }
+        let mut installer = Installer::new(log, manifest)?;
+        unfinished::begin(&installer.log.core)?;
+        installer.is_described = true;
+        installer.describe()?;
+        Ok(installer)
     }
 }
 
@@ -82,14 +95,29 @@ impl Installer {
         let disk = log.core.files.disk();
         disk.create_dir_all(&dir)
             .map_err(|e| StorageError::io("cannot make", &dir, e))?;
-        let parts = manifest.segments.iter().map(|_| Mutex::default()).collect();
-        Ok(Installer {
-            log,
-            manifest,
+        let received = vec![Received::default(); manifest.segments.len()];
+        let begun = BegunCopy {
             generation,
-            parts,
+            manifest,
+            received,
+        };
+        Ok(Installer::of(log, begun))
+    }
+
+    fn of(log: Arc<Log>, begun: BegunCopy) -> Installer {
+        let part = |received| Part {
+            received,
+            ..Part::default()
+        };
+        let parts = begun.received.into_iter().map(part);
+        Installer {
+            log,
+            manifest: begun.manifest,
+            generation: begun.generation,
+            parts: parts.map(Mutex::new).collect(),
+            is_described: false,
             is_committed: false,
-        })
+        }
     }
 
     pub fn manifest(&self) -> &LogManifest {
@@ -124,7 +152,16 @@ impl Installer {
         });
         self.parts = parts.collect();
         came.values().for_each(|(gone, _)| self.remove(gone));
+        if self.is_described {
+            self.describe()?;
+        }
         Ok(self)
+    }
+
+    /// Says on the disk what this is, for a start that finds it unfinished.
+    fn describe(&self) -> Result<(), StorageError> {
+        let Installer { log, manifest, .. } = self;
+        unfinished::describe(&log.core, log.group, self.generation, manifest)
     }
 
     /// Writes a piece of a segment's file. Pieces may come in any order and more than once, those of
@@ -146,11 +183,10 @@ impl Installer {
         let mut part = lock(part);
         self.log.check_usable(&self.log.lock())?;
         part.checked = None;
-        self.write_at(self.id(described), file.kind(), position, bytes)?;
-        let received = match file {
-            SegmentFile::Log => &mut part.log_bytes,
-            SegmentFile::Sidecar => &mut part.sidecar_bytes,
-        };
+        let (group, id) = (self.log.group, described.id(self.generation));
+        let core = &self.log.core;
+        core.write_file(group, id, file.kind(), position, bytes)?;
+        let received = part.received.of_mut(file);
         if position <= *received {
             *received = end.max(*received);
         }
@@ -160,20 +196,13 @@ impl Installer {
         }
         part.unsynced_bytes = 0;
         drop(part);
-        let (group, id) = (self.log.group, self.id(described));
-        self.log.core.sync_file(group, id, file.kind())
+        core.sync_file(group, id, file.kind())
     }
 
     /// Bytes of a file that have come, counted from its start up to the first gap.
     pub fn received(&self, segment: usize, file: SegmentFile) -> u64 {
-        let Some(part) = self.parts.get(segment) else {
-            return 0;
-        };
-        let part = lock(part);
-        match file {
-            SegmentFile::Log => part.log_bytes,
-            SegmentFile::Sidecar => part.sidecar_bytes,
-        }
+        let part = self.parts.get(segment);
+        part.map_or(0, |part| lock(part).received.of(file))
     }
 
     /// Reads a segment back, checks every byte of it, makes its indexes, and fsyncs. If it is found
@@ -185,7 +214,7 @@ impl Installer {
         if part.checked.is_some() {
             return Ok(());
         }
-        if (part.log_bytes, part.sidecar_bytes) != (described.log_bytes, described.sidecar_bytes) {
+        if part.received != Received::all_of(described) {
             return Err(invalid("a segment is not complete"));
         }
         match self.check(described) {
@@ -197,7 +226,7 @@ impl Installer {
                 // A deleted log has no files to check.
                 self.log.check_usable(&self.log.lock())?;
                 if matches!(error, StorageError::Corrupt { .. }) {
-                    (part.log_bytes, part.sidecar_bytes) = (0, 0);
+                    part.received = Received::default();
                 }
                 Err(error)
             }
@@ -247,8 +276,9 @@ impl Installer {
         // find out, and must not miss the files.
         self.is_committed = true;
         let written = write(&self.log);
-        if written.as_ref().is_err_and(StorageError::is_refused_change) {
-            self.is_committed = false;
+        match &written {
+            Ok(()) => self.remove_description(),
+            Err(error) => self.is_committed = !error.is_refused_change(),
         }
         written
     }
@@ -290,41 +320,21 @@ impl Installer {
         found.ok_or_else(|| invalid("the manifest has no such segment"))
     }
 
-    fn id(&self, described: &ManifestSegment) -> SegmentId {
-        SegmentId {
-            base_offset: described.base_offset,
-            generation: self.generation,
-        }
-    }
-
     /// Removes what has come of a segment.
     fn remove(&self, described: &ManifestSegment) {
-        let id = self.id(described);
+        let id = described.id(self.generation);
         self.log.core.files.remove(self.log.group, id);
     }
 
-    fn write_at(
-        &self,
-        id: SegmentId,
-        kind: FileKind,
-        position: u64,
-        bytes: &[u8],
-    ) -> Result<(), StorageError> {
-        if bytes.is_empty() {
-            return Ok(());
+    fn remove_description(&self) {
+        if self.is_described {
+            unfinished::remove_description(&self.log.core, self.log.group, self.generation);
         }
-        let files = &self.log.core.files;
-        let file = files.open(self.log.group, id, kind, true);
-        let written = file.and_then(|file| file.write_at(&[IoSlice::new(bytes)], position));
-        written.map_err(|e| {
-            let path = files.path(self.log.group, id, kind);
-            let error = StorageError::io("cannot write", &path, e);
-            if error.is_out_of_room() {
-                self.log.core.space.found_no_room();
-                return self.log.core.space.check(0).err().unwrap_or(error);
-            }
-            error
-        })
+    }
+
+    /// The next start is to find it.
+    fn is_left(&self) -> bool {
+        self.is_described && self.log.core.unfinished.is_ending()
     }
 
     fn check(&self, described: &ManifestSegment) -> Result<Segment, StorageError> {
@@ -339,7 +349,8 @@ impl Installer {
         let mut wrong_term = None;
         let mut visit = |slot: &Slot, header: &BatchHeader, position: u64, _: &Bytes| {
             indexer.add(&mut segment, header, position);
-            if !self.is_in_term(slot.index, i64::from(slot.leader_epoch.0)) {
+            let (manifest, epoch) = (&self.manifest, i64::from(slot.leader_epoch.0));
+            if !manifest.is_in_term(slot.index, epoch) {
                 wrong_term.get_or_insert(position);
             }
             Ok(())
@@ -358,33 +369,27 @@ impl Installer {
             (FileKind::OffsetIndex, &indexer.offset_index),
             (FileKind::TimeIndex, &indexer.time_index),
         ];
+        let (core, group, id) = (&self.log.core, self.log.group, segment.id());
         for (kind, bytes) in indexes {
-            self.write_at(segment.id(), kind, 0, bytes)?;
+            core.write_file(group, id, kind, 0, bytes)?;
         }
         let kinds = FileKind::ALL.into_iter();
         for kind in kinds.filter(|kind| segment.file_bytes(*kind) > 0) {
-            let (group, id) = (self.log.group, segment.id());
-            self.log.core.sync_file(group, id, kind)?;
+            core.sync_file(group, id, kind)?;
         }
         Ok(segment)
-    }
-
-    /// Whether the manifest has this entry in the term that its batches say.
-    fn is_in_term(&self, index: u64, leader_epoch: i64) -> bool {
-        let starts = &self.manifest.term_starts;
-        let after = starts.partition_point(|start| start.first_index <= index);
-        let start = after.checked_sub(1).and_then(|at| starts.get(at));
-        start.is_some_and(|start| i64::try_from(start.term) == Ok(leader_epoch))
     }
 }
 
 impl Drop for Installer {
     fn drop(&mut self) {
-        // Of a deleted log too: a later log of its group may have made the folder again, with other names.
-        if !self.is_committed {
-            let segments = self.manifest.segments.iter();
-            segments.for_each(|described| self.remove(described));
+        if self.is_committed || self.is_left() {
+            return;
         }
+        // Of a deleted log too: a later log of its group may have made the folder again, with other names.
+        let segments = self.manifest.segments.iter();
+        segments.for_each(|described| self.remove(described));
+        self.remove_description();
     }
 }
 

@@ -91,12 +91,16 @@ impl ManifestSegment {
         }
     }
 
-    /// The segment without what is found by reading it.
-    pub(super) fn to_segment(self, generation: u32) -> Segment {
-        let id = SegmentId {
+    /// The name under which a copy with this generation writes it.
+    pub(super) fn id(&self, generation: u32) -> SegmentId {
+        SegmentId {
             base_offset: self.base_offset,
             generation,
-        };
+        }
+    }
+
+    /// The segment without what is found by reading it.
+    pub(super) fn to_segment(self, generation: u32) -> Segment {
         Segment {
             next_offset: self.next_offset,
             next_index: self.next_index,
@@ -105,7 +109,7 @@ impl ManifestSegment {
             is_sealed: true,
             is_compacted: self.is_compacted,
             appended_ms: self.appended_ms,
-            ..Segment::new(id, self.first_index, self.created_ms)
+            ..Segment::new(self.id(generation), self.first_index, self.created_ms)
         }
     }
 
@@ -131,6 +135,14 @@ impl LogManifest {
         let bytes =
             |segment: &ManifestSegment| segment.log_bytes.saturating_add(segment.sidecar_bytes);
         self.segments.iter().map(bytes).fold(0, u64::saturating_add)
+    }
+
+    /// Whether it has this entry in the term that its batches say.
+    pub(super) fn is_in_term(&self, index: u64, leader_epoch: i64) -> bool {
+        let starts = &self.term_starts;
+        let after = starts.partition_point(|start| start.first_index <= index);
+        let start = after.checked_sub(1).and_then(|at| starts.get(at));
+        start.is_some_and(|start| i64::try_from(start.term) == Ok(leader_epoch))
     }
 
     pub fn encode(&self) -> Bytes {

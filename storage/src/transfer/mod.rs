@@ -7,8 +7,10 @@ mod export;
 mod install;
 mod manifest;
 mod rebuild;
+mod unfinished;
 
 pub use export::Export;
 pub use install::{InstallRequest, Installer};
 pub use manifest::{LogManifest, ManifestSegment, SegmentFile};
 pub use rebuild::Rebuild;
+pub use unfinished::{BegunCopy, Unfinished, find_left, forget_left, is_description};

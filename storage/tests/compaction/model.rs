@@ -268,7 +268,10 @@ impl World {
         // An orderly end here or there, so that both kinds of start are seen.
         self.storage = Some(storage);
         if seed.is_multiple_of(5) {
-            self.storage.as_ref().unwrap().close().unwrap();
+            let storage = self.storage.as_ref().unwrap();
+            // The files of a copy are not the log's.
+            storage.forget_unfinished_copy(group(1));
+            storage.close().unwrap();
             self.storage = open_log(&self.disk);
             self.model.check(&self.log().unwrap());
             let names = paths_with(&self.disk, "partitions/1/").into_iter();

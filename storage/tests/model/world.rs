@@ -264,7 +264,10 @@ impl World {
     /// Receives all; `None` if the power fails.
     fn send(&self, export: &Export, to: u64) -> Option<Installer> {
         let manifest = LogManifest::decode(&export.manifest().encode()).unwrap();
-        let installer = self.storage.as_ref()?.install(group(to), manifest).ok()?;
+        let storage = self.storage.as_ref()?;
+        // Copies of one group are of one log elsewhere; here each is of another.
+        storage.forget_unfinished_copy(group(to));
+        let installer = storage.install(group(to), manifest).ok()?;
         for segment in 0..installer.manifest().segments.len() {
             for file in [SegmentFile::Log, SegmentFile::Sidecar] {
                 loop {

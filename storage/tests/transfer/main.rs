@@ -3,15 +3,17 @@
 
 #![allow(clippy::unwrap_used, reason = "tests may panic")]
 
+#[path = "../common/mod.rs"]
 mod common;
+mod restart;
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use chronik_storage::disk::{FaultyDisk, RealDisk};
 use chronik_storage::{
-    Export, Installer, LogManifest, PartitionLog, Purged, SegmentFile, Storage, StorageConfig,
-    StorageError,
+    Disk, Export, Installer, LogManifest, PartitionLog, Purged, SegmentFile, Storage,
+    StorageConfig, StorageError,
 };
 use common::*;
 
@@ -380,26 +382,4 @@ fn a_log_is_deleted_whoever_makes_and_removes_files_beside_it() {
         assert!(!folder.path().join("partitions/5").exists());
     }
     storage.close().unwrap();
-}
-
-#[test]
-fn what_was_received_for_a_log_that_never_came_to_be_is_removed() {
-    let (_, _from, log) = replica(20, 3000);
-    let export = log.export(19).unwrap();
-    let disk = FaultyDisk::new();
-    let storage = open(&disk);
-    let installer = send(&export, &storage, 5);
-    installer.check_segment(0).unwrap();
-    let mut keep_all = || true;
-    let crashed = disk.crash(&mut keep_all);
-    assert!(!paths_with(&crashed, "/5/").is_empty());
-    drop((installer, storage));
-    let storage = open(&crashed);
-    assert!(paths_with(&crashed, "/5/").is_empty());
-    assert!(storage.group_ids().is_empty());
-    send(&export, &storage, 5).commit(Bytes::new()).unwrap();
-    assert_eq!(
-        read_all(&storage.open_log(group(5)).unwrap()),
-        read_all(&log)
-    );
 }
