@@ -1,9 +1,10 @@
 //! Replicas that rest, and what wakes them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use chronik_types::cluster_image::ClusterImage;
+use chronik_types::id::BrokerId;
 
 use super::harness::{
     BROKERS, Cluster, TestBroker, all_in_sync, leaders, others_lead, preferred_leaders,
@@ -157,5 +158,30 @@ async fn a_candidate_at_rest_learns_of_a_higher_term_by_asking_whether_it_could_
     assert!(replica.vote().leader_id.term >= 21, "{}", replica.vote());
     let next = cluster.produce(1, "two").await;
     assert_eq!(cluster.read(next, 1, 2).await, ["one", "two"]);
+    cluster.end();
+}
+
+/// What a follower was told last may be lost without that a link breaks.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_at_rest_speaks_to_followers_that_may_not_know_what_is_committed() {
+    let folder = tempfile::tempdir().unwrap();
+    let serving = FakeController::serve().await;
+    let controller = &serving.controller;
+    let cluster = Cluster::tuned(folder.path(), &serving, |replication| {
+        replication.rest_after_ms = 200;
+    });
+    controller.keep_leaders();
+    controller.create_topic("t", 1, &BROKERS);
+    all_in_sync(controller, "a leader").await;
+    let leader = cluster.replica_of(cluster.produce(1, "one").await, 1);
+    cluster.wait_for_rest().await;
+    let behind = || leader.engine().behind_at_rest(&BTreeSet::new()).len();
+    until("all know what is committed", || behind() == 0).await;
+    let opened = cluster.opened();
+    leader
+        .engine()
+        .unsure_at_rest(&BROKERS.map(BrokerId).into());
+    until("both followers are spoken to", || behind() == 0).await;
+    assert_eq!(cluster.opened(), opened);
     cluster.end();
 }
