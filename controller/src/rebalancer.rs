@@ -2,14 +2,14 @@
 //! one who decides by itself that a partition should have another leader. Brokers carry out.
 //!
 //! Invariant: it holds nothing that a new leader of the controllers could not work out from the
-//! image again, but for how long each broker has been live or behind; and it sleeps while nothing changes.
+//! image again, but for how long each broker has been live or behind, and partitions without a leader; and it sleeps while nothing changes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use chronik_types::cluster_image::{ClusterImage, Partition, ReassignmentCause};
 use chronik_types::epoch::BrokerEpoch;
-use chronik_types::id::BrokerId;
+use chronik_types::id::{BrokerId, RaftGroupId};
 
 use crate::command::Command;
 use crate::controller::Controller;
@@ -23,8 +23,10 @@ const RETRY: Duration = Duration::from_millis(500);
 /// Moves of a drain that may be asked for and not done.
 const DRAIN_MOVES_MAX: usize = 1_000;
 /// How long a broker that is behind with some replicas is spared the others' leadership, and how long
-/// all wait for partitions that could have a leader and have none.
+/// all wait for partitions without a leader, at a time.
 const RECOVERY_MAX: Duration = Duration::from_secs(600);
+/// How long one partition that could have a leader and has none is waited for.
+const ELECTION_MAX: Duration = Duration::from_secs(60);
 /// Leaders asked for in one command.
 const LEADERS_MAX: usize = 1_000;
 
@@ -101,9 +103,11 @@ struct Settling {
     live_since: BTreeMap<BrokerId, (BrokerEpoch, Instant)>,
     /// Since when they have replicas outside the ISR: their disks are busy with what they missed.
     behind_since: BTreeMap<BrokerId, Instant>,
-    /// Since when there are partitions without a leader that could have one. To hand over others
+    /// Partitions that could have a leader, and since when they have none. To hand over others
     /// meanwhile would take the brokers' time from their elections.
-    leaderless_since: Option<Instant>,
+    leaderless: HashMap<RaftGroupId, Instant>,
+    /// Since when there are any that are waited for.
+    electing_since: Option<Instant>,
 }
 
 impl Settling {
@@ -130,10 +134,15 @@ impl Settling {
         for id in behind {
             self.behind_since.entry(id).or_insert(now);
         }
-        self.leaderless_since = match partitions().any(|p| awaits_leader(image, p)) {
-            true => self.leaderless_since.or(Some(now)),
-            false => None,
-        };
+        let leaderless = partitions().filter(|p| awaits_leader(image, p));
+        let leaderless: HashSet<RaftGroupId> = leaderless.map(|p| p.raft_group_id).collect();
+        self.leaderless
+            .retain(|group, _| leaderless.contains(group));
+        for group in leaderless {
+            self.leaderless.entry(group).or_insert(now);
+        }
+        let is_electing = self.leaderless.values().max() > now.checked_sub(ELECTION_MAX).as_ref();
+        self.electing_since = is_electing.then(|| self.electing_since.unwrap_or(now));
     }
 
     fn is_settled(&self, id: BrokerId, delay: Duration, now: Instant) -> bool {
@@ -142,10 +151,14 @@ impl Settling {
 
     fn settles_at(&self, id: BrokerId, delay: Duration) -> Option<Instant> {
         let (_, since) = self.live_since.get(&id)?;
-        let recovering = [self.behind_since.get(&id), self.leaderless_since.as_ref()];
-        let recovering = recovering.into_iter().flatten();
-        let recovered_at = recovering.map(|since| *since + RECOVERY_MAX).max();
-        Some(recovered_at.unwrap_or(*since).max(*since + delay))
+        let caught_up_at = self
+            .behind_since
+            .get(&id)
+            .map(|since| *since + RECOVERY_MAX);
+        let elected_at = self.electing_since.map(|since| since + RECOVERY_MAX);
+        let latest = self.leaderless.values().max();
+        let elected_at = elected_at.min(latest.map(|since| *since + ELECTION_MAX));
+        Some((*since + delay).max(caught_up_at.max(elected_at).unwrap_or(*since)))
     }
 
     /// When the next broker will have settled.
@@ -158,8 +171,14 @@ impl Settling {
 
 /// Whether it has no leader although a majority of its replicas is on live brokers.
 fn awaits_leader(image: &ClusterImage, partition: &Partition) -> bool {
-    let live = partition.brokers().filter(|id| image.is_live(*id)).count();
-    partition.leader.is_none() && live > partition.replicas.len() / 2
+    if partition.leader.is_some() {
+        return false;
+    }
+    let adding = partition.adding();
+    let voters = partition.brokers().filter(|id| !adding.contains(id));
+    let voters: Vec<BrokerId> = voters.collect();
+    let live = voters.iter().filter(|id| image.is_live(**id)).count();
+    live > voters.len() / 2
 }
 
 #[cfg(test)]
@@ -243,8 +262,17 @@ mod tests {
         let later = start + delay;
         settling.observe(&image, later);
         assert!(!settling.is_settled(BrokerId(1), delay, later));
-        assert_eq!(settling.next(delay, later), Some(start + RECOVERY_MAX));
-        assert!(settling.is_settled(BrokerId(1), delay, start + RECOVERY_MAX));
+        let given_up = start + ELECTION_MAX;
+        assert_eq!(settling.next(delay, later), Some(given_up));
+        settling.observe(&image, given_up);
+        assert!(settling.is_settled(BrokerId(1), delay, given_up));
+        // It holds up nobody any more, but the next one does.
+        change_partition(&mut image, 0, |p| p.leader = None);
+        settling.observe(&image, given_up);
+        assert!(!settling.is_settled(BrokerId(1), delay, given_up));
+        change_partition(&mut image, 0, |p| p.leader = Some(BrokerId(1)));
+        settling.observe(&image, given_up);
+        assert!(settling.is_settled(BrokerId(1), delay, given_up));
 
         image.brokers.get_mut(&BrokerId(2)).unwrap().fenced = true;
         settling.observe(&image, later);

@@ -181,6 +181,7 @@ async fn a_leader_at_rest_speaks_to_followers_that_may_not_know_what_is_committe
     leader
         .engine()
         .unsure_at_rest(&BROKERS.map(BrokerId).into());
+    assert_eq!(behind(), 2);
     until("both followers are spoken to", || behind() == 0).await;
     assert_eq!(cluster.opened(), opened);
     cluster.end();

@@ -32,7 +32,7 @@ pub fn image(broker_count: i32, assignments: &[&[i32]]) -> ClusterImage {
     }
     let partitions = (0..).zip(assignments).map(|(index, ids)| Partition {
         partition: PartitionIndex(index),
-        raft_group_id: RaftGroupId(1),
+        raft_group_id: RaftGroupId(u64::try_from(index).unwrap()),
         replicas: ids
             .iter()
             .map(|id| ReplicaId {

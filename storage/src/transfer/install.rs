@@ -24,7 +24,7 @@ use crate::partition_log::state::ReplicaState;
 use crate::segment::indexer::Indexer;
 use crate::segment::lookup::SegmentView;
 use crate::segment::sidecar::Slot;
-use crate::segment::{FileKind, Segment, dir_of};
+use crate::segment::{FileKind, Segment, SegmentId, dir_of};
 use crate::storage::Storage;
 use crate::sync::lock;
 
@@ -196,7 +196,7 @@ impl Installer {
         }
         part.unsynced_bytes = 0;
         drop(part);
-        core.sync_file(group, id, file.kind())
+        self.sync(id, file.kind())
     }
 
     /// Bytes of a file that have come, counted from its start up to the first gap.
@@ -261,7 +261,10 @@ impl Installer {
         let dir = dir_of(files.partitions(), self.log.group);
         for dir in [&dir, files.partitions()] {
             let synced = files.disk().sync_dir(dir);
-            synced.map_err(|e| self.log.core.sync_failed(dir, e))?;
+            synced.map_err(|e| {
+                self.distrust();
+                self.log.core.sync_failed(dir, e)
+            })?;
         }
         let checked = self.parts.iter().filter_map(|part| lock(part).checked);
         Ok(checked.collect())
@@ -326,6 +329,17 @@ impl Installer {
         self.log.core.files.remove(self.log.group, id);
     }
 
+    fn sync(&self, id: SegmentId, kind: FileKind) -> Result<(), StorageError> {
+        let synced = self.log.core.sync_file(self.log.group, id, kind);
+        synced.inspect_err(|_| self.distrust())
+    }
+
+    fn distrust(&self) {
+        if self.is_described {
+            unfinished::distrust(&self.log.core, self.log.group, self.generation);
+        }
+    }
+
     fn remove_description(&self) {
         if self.is_described {
             unfinished::remove_description(&self.log.core, self.log.group, self.generation);
@@ -375,7 +389,7 @@ impl Installer {
         }
         let kinds = FileKind::ALL.into_iter();
         for kind in kinds.filter(|kind| segment.file_bytes(*kind) > 0) {
-            core.sync_file(group, id, kind)?;
+            self.sync(id, kind)?;
         }
         Ok(segment)
     }

@@ -33,6 +33,8 @@ const VERSION: u8 = 1;
 const PREFIX_SIZE: usize = 12;
 const CRC_AT: usize = 8;
 const EXTENSION: &str = ".copy";
+/// Follows the name of one that is being written.
+const NEW_SUFFIX: &str = "-new";
 
 /// Bytes of a segment's files that have come.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -157,12 +159,25 @@ pub fn describe(
     manifest: &LogManifest,
 ) -> Result<(), StorageError> {
     let path = path_of(core, group, generation);
+    let temporary = path.with_file_name(name_of(generation) + NEW_SUFFIX);
+    let disk = core.files.disk();
     let write = || -> io::Result<()> {
-        let file = core.files.disk().open(&path, true)?;
+        let file = disk.open(&temporary, true)?;
         file.set_size(0)?;
-        file.write_at(&[IoSlice::new(&encode(generation, manifest))], 0)
+        file.write_at(&[IoSlice::new(&encode(generation, manifest))], 0)?;
+        // One from before stays until this one is there.
+        disk.rename(&temporary, &path)
     };
     write().map_err(|error| core.write_failed(&path, error))
+}
+
+/// An fsync of the copy has failed: what the next start would read may not be on the disk, and a further
+/// fsync would not tell.
+pub fn distrust(core: &Core, group: RaftGroupId, generation: u32) {
+    let path = path_of(core, group, generation);
+    if let Err(error) = core.files.disk().remove_file(&path) {
+        tracing::warn!(file = %path.display(), %error, "cannot delete a copy's description");
+    }
 }
 
 /// The copy is in force, or its files are gone.
@@ -236,8 +251,9 @@ pub fn find_left(
     Ok(Some(left))
 }
 
-/// Whether a file of this name is the description of a copy.
+/// Whether a file of this name is the description of a copy, or one that was not finished.
 pub fn is_description(name: &str) -> bool {
+    let name = name.strip_suffix(NEW_SUFFIX).unwrap_or(name);
     generation_of(name).is_some()
 }
 
@@ -331,6 +347,7 @@ mod tests {
     fn names_round_trip_and_other_names_are_none() {
         for generation in [0, 1, 77, u32::MAX] {
             assert_eq!(generation_of(&name_of(generation)), Some(generation));
+            assert!(is_description(&(name_of(generation) + NEW_SUFFIX)));
         }
         for other in [
             "copy",

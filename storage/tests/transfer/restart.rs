@@ -3,6 +3,8 @@
 
 use std::path::PathBuf;
 
+use chronik_storage::disk::faulty::{Fault, Operation};
+
 use super::*;
 
 const GROUP: u64 = 5;
@@ -384,4 +386,28 @@ fn a_forgotten_copy_is_gone_and_its_names_are_not_used_again() {
         installer.commit(Bytes::new()).unwrap();
         check_in_force(&disk, storage, &log);
     }
+}
+
+/// Linux gives the bytes back from memory, and a further fsync finds nothing to do.
+#[test]
+fn what_could_not_be_synced_is_not_gone_on_with() {
+    let (_, _from, log) = replica(60, 3000);
+    let export = log.export(59).unwrap();
+    let disk = FaultyDisk::new();
+    let storage = open(&disk);
+    let installer = half(&storage, &export);
+    send_rest(&export, &installer, 1);
+    disk.inject(Fault {
+        operation: Operation::Sync,
+        path_contains: "/5/",
+        after: 0,
+        error: std::io::ErrorKind::Other,
+    });
+    let failed = installer.check_segment(1).unwrap_err();
+    assert!(matches!(failed, StorageError::Poisoned { .. }), "{failed}");
+    // As killed: nothing is dropped before.
+    let killed = disk.copy();
+    killed.clear_faults();
+    assert!(!is_left(&open(&killed)));
+    assert!(files(&killed).is_empty(), "{:?}", files(&killed));
 }

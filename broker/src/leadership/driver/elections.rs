@@ -80,6 +80,9 @@ impl Driver {
             return;
         }
         self.staggered_for = self.leaderless;
+        if self.leaderless == 0 {
+            return;
+        }
         let waiting = self.groups.iter();
         let waiting = waiting.filter(|(_, group)| !has_leader(group.status));
         let mut waiting: Vec<RaftGroupId> = waiting.map(|(id, _)| *id).collect();

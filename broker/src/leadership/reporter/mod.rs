@@ -150,7 +150,7 @@ mod tests {
 
     #[test]
     fn one_change_is_told_soon_and_many_are_told_together() {
-        assert!(send_interval(1) < Duration::from_millis(60));
+        assert!(send_interval(1) < Duration::from_millis(30));
         assert_eq!(send_interval(1_000), SEND_INTERVAL_MAX);
         assert_eq!(send_interval(usize::MAX), SEND_INTERVAL_MAX);
     }
