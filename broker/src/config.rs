@@ -55,6 +55,8 @@ pub struct ReplicationSettings {
     pub ping_interval_ms: u64,
     /// A connected peer that is not heard for this long is taken for stopped.
     pub peer_silence_ms: u64,
+    /// A broker whose log has not got on for this long, though it has to, leads nothing; 0: it leads on.
+    pub disk_stuck_ms: u64,
     /// How long connecting to a peer may take.
     pub connect_timeout_ms: u64,
     /// How long a heartbeat of a Raft group may take.
@@ -79,6 +81,7 @@ impl Default for ReplicationSettings {
         Self {
             ping_interval_ms: 400,
             peer_silence_ms: 1_000,
+            disk_stuck_ms: 5_000,
             connect_timeout_ms: 1_000,
             heartbeat_interval_ms: 500,
             election_timeout_min_ms: 1_500,
@@ -378,6 +381,8 @@ CHRONIK_BROKER_STORAGE__MEMORY_MAX_BYTES. Flags win over the environment, and th
   [replication]
   ping-interval-ms          between two pings of a peer [400]
   peer-silence-ms           a peer not heard for so long is taken for stopped [1000]
+  disk-stuck-ms             a broker whose log does not get on for so long leads nothing; 0: it
+                            leads on [5000]
   connect-timeout-ms        how long connecting to a peer may take [1000]
   heartbeat-interval-ms     how long a heartbeat of a Raft group may take [500]
   election-timeout-min-ms   bounds of a leader's lease: from this [1500]

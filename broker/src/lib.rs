@@ -7,7 +7,8 @@
 pub mod config;
 pub mod metrics;
 
-mod blocking;
+pub mod blocking;
+pub mod disk_watch;
 pub mod replica;
 pub mod replicas;
 pub mod resting;

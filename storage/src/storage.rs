@@ -26,7 +26,7 @@ use crate::space::SpaceWatch;
 use crate::sync::lock;
 use crate::transfer::Unfinished;
 use crate::wal::writer::WalWriter;
-use crate::wal::{WalFiles, WalQueue};
+use crate::wal::{WalFiles, WalProgress, WalQueue};
 
 /// Settings of the storage.
 #[derive(Debug, Clone)]
@@ -193,6 +193,11 @@ impl Storage {
     /// Passes by itself when there is room again.
     pub fn is_full(&self) -> bool {
         self.owner.core.space.found().is_full
+    }
+
+    /// Whether the WAL gets on, to be compared with what it was a while ago.
+    pub fn wal_progress(&self) -> WalProgress {
+        self.owner.core.wal.progress()
     }
 
     /// The first damage that was found of each log that has any; such a log is to be rebuilt from

@@ -17,6 +17,7 @@ use tracing::{debug, info};
 use super::source::{Source, SourceError};
 use super::throttle::Throttle;
 use super::unfinished::{StillBusy, Unfinished};
+use crate::blocking::Background;
 use crate::controller_client::ClusterView;
 use crate::metrics::BrokerMetrics;
 use crate::peers::Behind;
@@ -39,6 +40,8 @@ pub struct Shared {
     pub replicas: Replicas,
     pub view: watch::Receiver<ClusterView>,
     pub throttle: Throttle,
+    /// Writes and checks what comes.
+    pub background: Background,
     pub unfinished: Unfinished,
     pub metrics: BrokerMetrics,
 }
@@ -311,7 +314,8 @@ impl Copy {
             while let Some((position, bytes)) = chunks.next().await? {
                 let size = bytes.len();
                 let installer = self.installer.clone();
-                blocking(move || installer.write(segment, file, position, &bytes)).await??;
+                let write = move || installer.write(segment, file, position, &bytes);
+                self.in_background(write).await??;
                 self.shared.metrics.copied_bytes.inc_by(size as u64);
                 let rate = self.shared.cluster_rate();
                 self.shared.throttle.passed(size, rate).await;
@@ -320,9 +324,18 @@ impl Copy {
         Ok(())
     }
 
+    async fn in_background<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, StorageError> + Send + 'static,
+    ) -> Result<Result<T, StorageError>, FetchError> {
+        let done = self.shared.background.run(work).await;
+        done.ok_or(FetchError::Cancelled)
+    }
+
     async fn check(&self, segment: usize) -> Result<(), FetchError> {
         let installer = self.installer.clone();
-        blocking(move || installer.check_segment(segment)).await??;
+        let check = move || installer.check_segment(segment);
+        self.in_background(check).await??;
         Ok(())
     }
 }

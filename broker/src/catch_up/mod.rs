@@ -28,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use self::failures::Failures;
+use crate::blocking::Background;
 use crate::controller_client::ClusterView;
 use crate::metrics::BrokerMetrics;
 use crate::peers::Behind;
@@ -51,6 +52,8 @@ pub struct CatchUpOptions {
     pub bytes_per_second: Option<NonZeroU64>,
     /// Copies at the same time.
     pub parallel_max: usize,
+    /// What writes and checks that which comes.
+    pub background: Background,
     pub metrics: BrokerMetrics,
     pub stop: CancellationToken,
 }
@@ -85,6 +88,7 @@ pub async fn run_catch_up(options: CatchUpOptions) {
         mut behind,
         bytes_per_second,
         parallel_max,
+        background,
         metrics,
         stop,
     } = options;
@@ -96,6 +100,7 @@ pub async fn run_catch_up(options: CatchUpOptions) {
             replicas,
             view,
             throttle: throttle::Throttle::new(bytes_per_second),
+            background,
             unfinished,
             metrics,
         }),

@@ -20,6 +20,7 @@ use super::connector::{ConnectError, Connector, Frames};
 use super::link::Link;
 use super::queue::FrameQueue;
 use super::state::LinkState;
+use crate::disk_watch::DiskWatch;
 
 /// Timing of links.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,26 +75,35 @@ enum DialError {
     NoHello,
     #[error("nothing heard for {0:?}")]
     Silent(Duration),
+    #[error("this broker's disk does not take its log")]
+    DiskStuck,
 }
 
-/// Runs until `stop`.
+/// Runs until `stop`. While this broker's disk is stuck it says nothing to the peer: what it leads would be
+/// taken for led.
 pub async fn dial(
     link: Arc<Link>,
     connector: Arc<dyn Connector>,
     address: String,
     ends: Ends,
     timing: LinkTiming,
+    disk: Option<Arc<DiskWatch>>,
     stop: CancellationToken,
 ) {
+    let is_stuck = || disk.as_ref().is_some_and(|disk| disk.is_stuck());
     let work = async {
         let mut wait = timing.redial_min;
         loop {
             let started = Instant::now();
-            let error = match connect(&*connector, &address, ends, timing).await {
+            let connection = match is_stuck() {
+                true => Err(DialError::DiskStuck),
+                false => connect(&*connector, &address, ends, timing).await,
+            };
+            let error = match connection {
                 Ok(connection) => {
                     info!(peer = ends.to.0, address, "connected to a peer");
                     wait = timing.redial_min;
-                    let error = run(&link, connection, ends, timing).await;
+                    let error = run(&link, connection, ends, timing, is_stuck).await;
                     link.disconnected();
                     link.set_state(LinkState::Connecting);
                     info!(peer = ends.to.0, error = %error, "lost the connection to a peer");
@@ -195,7 +205,13 @@ fn next_ping(beat: Instant, now: Instant, interval: Duration) -> Instant {
 }
 
 /// Reads answers and pings until the connection ends.
-async fn run(link: &Link, connection: Dialled, ends: Ends, timing: LinkTiming) -> DialError {
+async fn run(
+    link: &Link,
+    connection: Dialled,
+    ends: Ends,
+    timing: LinkTiming,
+    is_stuck: impl Fn() -> bool,
+) -> DialError {
     let Dialled {
         queue,
         mut inbound,
@@ -232,6 +248,9 @@ async fn run(link: &Link, connection: Dialled, ends: Ends, timing: LinkTiming) -
                     heard = now;
                 }
                 last_tick = now;
+                if is_stuck() {
+                    return DialError::DiskStuck;
+                }
                 let quiet = now.duration_since(heard);
                 if quiet > timing.silence * SILENCES_MAX {
                     return DialError::Silent(quiet);

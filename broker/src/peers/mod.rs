@@ -35,6 +35,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
+use crate::disk_watch::DiskWatch;
 use crate::replica::raft_config::Vote;
 use crate::replica::{OpenError, Replica, ReplicaOptions};
 
@@ -82,6 +83,8 @@ pub struct PeersOptions {
     pub behind: mpsc::Sender<Behind>,
     /// From giving entries to the link to a follower to its answer that they are on its disk.
     pub replication_seconds: Histogram,
+    /// Of this broker; `None`: not watched.
+    pub disk: Option<Arc<DiskWatch>>,
     pub stop: CancellationToken,
 }
 
@@ -198,7 +201,8 @@ impl Peers {
                 };
                 let timing = self.inner.options.timing;
                 let (link, connector) = (peer.link.clone(), self.inner.connector.clone());
-                let dial = dial::dial(link, connector, address.clone(), ends, timing, stop);
+                let (address, disk) = (address.clone(), self.inner.options.disk.clone());
+                let dial = dial::dial(link, connector, address, ends, timing, disk, stop);
                 self.inner.tasks.spawn(dial);
             }
         }
@@ -244,6 +248,13 @@ impl Peers {
         let link = self.lock().get(&broker).map(|peer| peer.link.clone());
         let limit = self.inner.options.timing.silence.saturating_mul(2);
         link.is_some_and(|link| link.unanswered_for() > limit)
+    }
+
+    /// Whether that broker's messages are of no use here: this one cannot answer them, or cannot write what
+    /// they say.
+    fn is_deaf_to(&self, broker: BrokerId) -> bool {
+        let disk = self.inner.options.disk.as_ref();
+        self.does_not_reach(broker) || disk.is_some_and(|disk| disk.is_stuck())
     }
 
     /// Whether this broker knows a living leader of the group, other than the candidate's broker.

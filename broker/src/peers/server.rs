@@ -197,7 +197,7 @@ impl InboundPeer {
                 }
                 let pong = v1::PeerPong {
                     sequence: ping.sequence,
-                    unreached: self.peers.does_not_reach(self.broker),
+                    unreached: self.peers.is_deaf_to(self.broker),
                 };
                 let _ = self.queue.push_control(Message::Pong(pong));
             }

@@ -11,7 +11,7 @@ pub enum LinkState {
     /// No attempt has succeeded or failed yet.
     Connecting,
     Up,
-    /// We reach the peer, but it says that it does not reach us.
+    /// We reach the peer, but it says that it does not reach us, or cannot write what it hears.
     OneWay,
     /// Connected, but nothing was heard for a while: the peer may be stopped or cut off.
     Silent,

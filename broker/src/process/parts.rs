@@ -22,10 +22,12 @@ use uuid::Uuid;
 
 use super::named;
 use super::observer::Observer;
+use crate::blocking::Background;
 use crate::catch_up::{CatchUpOptions, run_catch_up};
 use crate::config::Config;
 use crate::consumer_group::replica_log::ConsumerGroups;
 use crate::controller_client::{ClientOptions, ControllerClient, HeldLogs, Registration};
+use crate::disk_watch::DiskWatch;
 use crate::leadership::{
     CampaignTiming, DriverOptions, GroupEvent, ReporterOptions, run_driver, run_reporter,
 };
@@ -41,6 +43,9 @@ use crate::resting;
 /// Replicas here that need a copy of their leader's log and wait for their turn; leaders ask again.
 const BEHIND_MAX: usize = 1024;
 
+/// Threads that write and check what comes by copies.
+const COPY_THREADS: usize = 3;
+
 /// What a broker is made of, before anything of it runs.
 pub(super) struct Parts {
     broker_id: BrokerId,
@@ -54,6 +59,7 @@ pub(super) struct Parts {
     nudges: mpsc::Receiver<Nudge>,
     group_events: mpsc::UnboundedReceiver<GroupEvent>,
     behind: mpsc::Receiver<Behind>,
+    background: Background,
     upkeep_wanted: mpsc::UnboundedReceiver<RaftGroupId>,
     missing: watch::Sender<usize>,
     pub(super) reconciler: Reconciler,
@@ -116,6 +122,7 @@ impl Parts {
             groups: Arc::new(replicas.downgrade()),
             behind: behind_sender,
             replication_seconds: metrics.replication_seconds.clone(),
+            disk: disk_watch(config, &storage),
             stop: stop.clone(),
         };
         let (peers, nudges) = Peers::with_connector(peers_options, connector);
@@ -157,6 +164,7 @@ impl Parts {
             nudges,
             group_events,
             behind,
+            background: Background::new("copy", COPY_THREADS).context("cannot start threads")?,
             upkeep_wanted,
             missing,
             reconciler,
@@ -221,6 +229,7 @@ impl Parts {
             behind: self.behind,
             bytes_per_second: NonZeroU64::new(config.log.copy_bytes_per_second),
             parallel_max: config.log.copies_max,
+            background: self.background,
             metrics: self.metrics.clone(),
             stop: self.stop.clone(),
         };
@@ -257,6 +266,12 @@ impl Parts {
             stop: self.stop,
         }
     }
+}
+
+fn disk_watch(config: &Config, storage: &Storage) -> Option<Arc<DiskWatch>> {
+    let stuck_after = NonZeroU64::new(config.replication.disk_stuck_ms)?;
+    let stuck_after = Duration::from_millis(stuck_after.get());
+    Some(Arc::new(DiskWatch::new(storage.clone(), stuck_after)))
 }
 
 async fn open_storage(config: &Config) -> anyhow::Result<Storage> {

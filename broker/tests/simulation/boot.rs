@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use chronik_broker::config::ReplicationSettings;
 use chronik_broker::controller_client::ClusterView;
+use chronik_broker::disk_watch::DiskWatch;
 use chronik_broker::leadership::{
     Assigned, CampaignTiming, DriverOptions, GroupEvent, Successors, hand_over_all, run_driver,
 };
@@ -136,6 +137,10 @@ impl Boot {
                 // Nobody is ever so far behind here that it needs a copy of segment files.
                 behind: mpsc::channel(1).0,
                 replication_seconds: seconds_histogram(),
+                disk: Some(Arc::new(DiskWatch::new(
+                    self.storage.clone(),
+                    Duration::from_millis(settings.disk_stuck_ms),
+                ))),
                 stop: end.clone(),
             },
             self.network.connector(self.broker_id),

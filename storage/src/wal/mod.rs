@@ -16,5 +16,5 @@ pub mod recovery;
 pub mod writer;
 
 pub use files::{WalFile, WalFiles};
-pub use queue::{Done, WalQueue, Written};
+pub use queue::{Done, WalProgress, WalQueue, Written};
 pub use record::{Action, Decoded, Record};

@@ -23,6 +23,15 @@ pub struct Written {
     pub record_number: u64,
 }
 
+/// Whether the WAL gets on with what it has to write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WalProgress {
+    /// Group commits that have ended since the storage was opened.
+    pub groups: u64,
+    /// Something is being written, or waits for it.
+    pub has_work: bool,
+}
+
 /// Called once from the WAL thread.
 pub type Done = Box<dyn FnOnce(Result<Written, StorageError>) + Send>;
 
@@ -45,6 +54,9 @@ struct State {
     /// Bytes and records in `items`, and reserved.
     bytes: usize,
     records: usize,
+    /// A group was taken and is not on the disk yet.
+    is_writing: bool,
+    groups: u64,
     is_closed: bool,
     is_finished: bool,
     is_abandoned: bool,
@@ -128,6 +140,21 @@ impl WalQueue {
         self.work.notify_one();
     }
 
+    /// The group that was taken last is on the disk, or has failed.
+    pub fn group_ended(&self) {
+        let mut state = lock(&self.state);
+        state.is_writing = false;
+        state.groups += 1;
+    }
+
+    pub fn progress(&self) -> WalProgress {
+        let state = lock(&self.state);
+        WalProgress {
+            groups: state.groups,
+            has_work: state.is_writing || !state.items.is_empty(),
+        }
+    }
+
     /// From now on nothing is taken from outside; what is queued is still written.
     pub fn close(&self) {
         lock(&self.state).is_closed = true;
@@ -200,6 +227,7 @@ impl WalQueue {
             state.records -= 1;
             group.extend(state.items.pop_front());
         }
+        state.is_writing = !group.is_empty();
         group
     }
 }

@@ -14,6 +14,7 @@ use super::frame::{FrameHeader, HEADER_SIZE};
 use super::queue::{Item, WalQueue, Written};
 use crate::disk::DiskFile;
 use crate::error::StorageError;
+use crate::pace::{Priority, set_priority};
 use crate::poison::Poison;
 
 /// Most bytes of one group commit, unless a single record is larger.
@@ -89,7 +90,11 @@ impl WalWriter {
     pub fn run(mut self) {
         // Also after a panic, so that nobody waits for a thread that is gone.
         let _abandon = Abandon(self.queue.clone());
-        raise_priority();
+        // Everybody waits for this thread, which does little but wait for the disk itself: with all cores
+        // busy its turn must come at once. Without the permission it stays as it is.
+        if !set_priority(Priority::First) {
+            tracing::debug!("the WAL thread runs at normal priority");
+        }
         self.waits_for_room = true;
         loop {
             let group = self.queue.take_group(GROUP_BYTES_MAX);
@@ -112,7 +117,9 @@ impl WalWriter {
 
     /// Writes and syncs a group, and tells everybody what became of it.
     fn commit(&mut self, group: Vec<Item>) {
-        match self.poison.check().and_then(|()| self.write(&group)) {
+        let written = self.poison.check().and_then(|()| self.write(&group));
+        self.queue.group_ended();
+        match written {
             Ok(mut written) => {
                 for item in group {
                     (item.done)(Ok(written));
@@ -206,15 +213,5 @@ impl WalWriter {
         });
         (self.on_new_file)();
         Ok(())
-    }
-}
-
-/// Everybody waits for this thread, which does little but wait for the disk itself: with all cores
-/// busy its turn must come at once. Without the permission it stays as it is.
-fn raise_priority() {
-    // SAFETY: changes the priority of the calling thread only, and touches no memory.
-    let result = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -10) };
-    if result != 0 {
-        tracing::debug!("the WAL thread runs at normal priority");
     }
 }
