@@ -9,6 +9,7 @@ pub mod cluster;
 pub mod ledger;
 pub mod log_files;
 pub mod numbered;
+pub mod probe;
 pub mod process;
 pub mod rest;
 pub mod scale;

@@ -10,6 +10,7 @@ use serde_json::json;
 
 use crate::cluster::{BROKERS, Cluster, Options};
 use crate::figures::{Allowance, cpu_time, memory_mib, report};
+use crate::probe::{self, Ack};
 use crate::rest::{Partition, Rest};
 use crate::tools::{franz_go, run_ok};
 use crate::wait::{holds, measure_over, wait_for};
@@ -33,6 +34,8 @@ pub struct Goals {
     /// Share of one core that the three brokers use together.
     pub idle_cpu: f64,
     pub memory_kib_per_replica: f64,
+    /// From kill -9 of a broker until a partition in use that it led has taken its next record.
+    pub in_use: Duration,
     /// Until all partitions of a killed broker have leaders.
     pub all_led: Duration,
     /// From the start of the processes until every partition is led.
@@ -173,10 +176,9 @@ impl<'a> Run<'a> {
         self.write(cluster, 1);
         let replicas = f64::from(self.partition_count()) * 3.0;
         let loaded = brokers_mib(cluster);
-        let open = wait_for("followers to rest", DEADLINE, || {
+        let open = wait_for("replicas to rest", DEADLINE, || {
             let open: f64 = metric_of_brokers(cluster, "chronik_broker_replicas_open")?;
-            let led: f64 = metric_of_brokers(cluster, "chronik_broker_partitions_led")?;
-            holds(open <= led, format!("{open} are open, {led} lead"))?;
+            holds(open * 100.0 <= replicas, format!("{open} are open"))?;
             Ok::<_, String>(open)
         });
         let pids: Vec<u32> = BROKERS
@@ -191,7 +193,7 @@ impl<'a> Run<'a> {
         let per_replica = (resting - self.empty_mib) * 1024.0 / replicas;
         self.say(&format!(
             "at rest: brokers use {:.1} % of one core; {open} of {replicas} replicas are open; memory of the brokers \
-             {resting:.0} MiB ({:.0} before the partitions, {loaded:.0} before followers rested): {per_replica:.1} KiB per replica",
+             {resting:.0} MiB ({:.0} before the partitions, {loaded:.0} before replicas rested): {per_replica:.1} KiB per replica",
             share * 100.0,
             self.empty_mib,
         ));
@@ -212,6 +214,13 @@ impl<'a> Run<'a> {
         });
         let led = led(&before);
         let others: f64 = leads(cluster, &BROKERS[1..]).expect("both others answer");
+        let used = self.topics.iter().find(|topic| {
+            let first = self.rest.partition(topic, 0);
+            first.is_ok_and(|partition| partition.leader == Some(1))
+        });
+        let used = used.expect("a topic whose first partition broker 1 leads");
+        let probe = probe::start(cluster, used, 1);
+        let killed = probe::now();
         let began = Instant::now();
         cluster.kill_9(BROKERS[0]);
         // As brokers know it; REST shows it when the controllers do.
@@ -226,12 +235,24 @@ impl<'a> Run<'a> {
         });
         let all = began.elapsed();
         self.wait_until_led(&self.rest, Some(1));
+        let lines = probe.finish(DEADLINE);
+        let mut acks = lines.iter().filter_map(|line| Ack::parse(line));
+        let next = acks.find(|ack| ack.began >= killed);
+        let next = next.expect("it was written to after the kill");
+        let in_use = Duration::from_nanos(u64::try_from(next.ended - killed).expect("later"));
         self.say(&format!(
-            "kill -9 of a broker that led {led}: first seen led elsewhere after {:.2} s, all after {:.2} s, known to the controllers after {:.2} s",
+            "kill -9 of a broker that led {led}: the partition in use took a record after {:.2} s; first seen led elsewhere after {:.2} s, \
+             all after {:.2} s, known to the controllers after {:.2} s",
+            in_use.as_secs_f64(),
             first.unwrap_or(all).as_secs_f64(),
             all.as_secs_f64(),
             began.elapsed().as_secs_f64()
         ));
+        self.hold(
+            "seconds until a partition in use takes the next record",
+            in_use.as_secs_f64(),
+            self.plan.goals.in_use.as_secs_f64(),
+        );
         self.hold(
             "seconds until all partitions of a dead broker are led",
             all.as_secs_f64(),

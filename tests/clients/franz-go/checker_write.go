@@ -114,7 +114,7 @@ func (c *checker) notOk(p *producer, partition, sequence int, certain bool, err 
 
 // Mostly small, now and then larger than what a broker keeps together.
 func valueSize(random *rand.Rand) int {
-	if random.Intn(50) == 0 {
+	if random.Intn(12) == 0 {
 		return 2_000 + random.Intn(20_000)
 	}
 	return 10 + random.Intn(200)

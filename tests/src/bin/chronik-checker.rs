@@ -13,6 +13,9 @@ use chronik_tests::checker::schedule::{ALL_FAMILIES, Family};
 use chronik_tests::checker::workload::read_history;
 use clap::Parser;
 
+/// Replicas that move, or lost their disk, take copies within this time.
+const COPIES_WITHIN: Duration = Duration::from_secs(600);
+
 /// Many Kafka clients write and read while faults are injected; then everything is read back and
 /// judged. Needs the product's binaries (CHRONIK_BIN_DIR) and scripts/install-test-tools.sh.
 #[derive(Parser)]
@@ -27,7 +30,7 @@ struct Arguments {
     /// Seed of the first run. Without it: a new one.
     #[arg(long)]
     seed: Option<u64>,
-    /// Families of faults, with commas: kill, pause, network, disk, roll, move.
+    /// Families of faults, with commas: kill, pause, network, disk, roll, move, wipe.
     #[arg(long, value_delimiter = ',', value_parser = family)]
     faults: Vec<Family>,
     /// Producers of each of the three modes.
@@ -36,7 +39,8 @@ struct Arguments {
     /// Sends per second of each producer.
     #[arg(long, default_value_t = 60)]
     rate: usize,
-    #[arg(long, default_value_t = 3)]
+    /// Each partition has three replicas: with 3, none can move.
+    #[arg(long, default_value_t = 4)]
     brokers: usize,
     /// How long clients may take to make progress after everything was healed.
     #[arg(long, default_value_t = 60)]
@@ -73,7 +77,7 @@ fn main() -> anyhow::Result<ExitCode> {
     let started = Instant::now();
     let length = Duration::from_secs_f64(arguments.minutes * 60.0);
     let mut seed = arguments.seed.unwrap_or_else(new_seed);
-    let (mut runs, mut failed) = (0, Vec::new());
+    let (mut runs, mut failed, mut copies) = (0, Vec::new(), 0);
     while runs == 0 || started.elapsed() < length {
         let left = length.saturating_sub(started.elapsed());
         let per_run = Duration::from_secs_f64(arguments.run_minutes * 60.0);
@@ -96,6 +100,7 @@ fn main() -> anyhow::Result<ExitCode> {
         });
         println!("{outcome}");
         runs += 1;
+        copies += outcome.copies;
         if !outcome.is_clean() {
             failed.push(seed);
             if !arguments.go_on {
@@ -105,8 +110,14 @@ fn main() -> anyhow::Result<ExitCode> {
         seed += 1;
     }
     println!(
-        "{runs} runs, {} with anomalies; seeds: {failed:?}",
+        "{runs} runs, {} with anomalies; {copies} copies of logs; seeds: {failed:?}",
         failed.len()
     );
+    let copies_wanted = arguments.faults.is_empty() && length >= COPIES_WITHIN;
+    if copies_wanted && copies == 0 {
+        bail!(
+            "no replica took a copy of a log in all this time: the runs show less than they should"
+        );
+    }
     Ok(ExitCode::from(u8::from(!failed.is_empty())))
 }

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpSocket;
 
 use super::network::Network;
-use super::stall::Stall;
+use super::stall::{LOG_THREAD, Stall};
 use crate::bin_dir;
 use crate::cluster::SMALL_RESERVE;
 use crate::process::{OwnChild, ProcessId};
@@ -30,8 +30,8 @@ const FIRST_PORT: u16 = 12_000;
 const PORT_COUNT: u16 = 8_000;
 /// A service that is asked while faults last answers soon or not at all.
 const ASK_DEADLINE: Duration = Duration::from_millis(700);
-/// The thread of a broker that writes and syncs the log.
-const LOG_THREAD: &str = "wal";
+/// The least that may be kept, so that replicas that were away for long, and new ones, need copies.
+const RAFT_KEEP_BYTES: u64 = 1 << 20;
 
 /// How many of each, and which broker is run.
 #[derive(Debug, Clone)]
@@ -58,7 +58,8 @@ impl Default for Shape {
     fn default() -> Self {
         Self {
             controllers: 3,
-            brokers: 3,
+            // One more than replicas, so that replicas can move.
+            brokers: 4,
             gateways: 2,
             broker_binary: None,
             broker_environment: Vec::new(),
@@ -231,6 +232,37 @@ impl Fleet {
             self.service(name).stalls.clear();
         }
         drop(doomed);
+    }
+
+    /// kill -9, and its disk is lost. Starts when the fault is lifted.
+    pub fn wipe(&mut self, fault: usize, name: &str) {
+        self.kill(fault, &[name.to_owned()]);
+        let data = self.folder.join("data").join(name);
+        if let Err(error) = std::fs::remove_dir_all(&data) {
+            panic!("cannot remove {}: {error}", data.display());
+        }
+    }
+
+    /// Whether every partition has a leader and all its replicas in sync, and none moves.
+    pub fn is_whole(&self) -> Result<(), String> {
+        let cluster = self.quick_rest().get("/v1/cluster")?;
+        let is_zero = |name: &str| cluster[name].as_u64() == Some(0);
+        let all_led = is_zero("leaderless_partition_count");
+        let all_in_sync = is_zero("under_replicated_partition_count");
+        let none_moves = is_zero("reassigning_partition_count");
+        holds(
+            all_led && all_in_sync && none_moves,
+            format!("not every replica is in sync: {cluster}"),
+        )
+    }
+
+    /// Copies of segment files that came into force, by the brokers' logs.
+    pub fn copies(&self) -> usize {
+        const MESSAGE: &str = "the copy of the leader's log is in force";
+        let logs = self.services.values().map(|service| &service.log);
+        let text = logs.map(|log| std::fs::read(log).unwrap_or_default());
+        text.map(|log| String::from_utf8_lossy(&log).matches(MESSAGE).count())
+            .sum()
     }
 
     /// SIGTERM, until the fault is lifted.
@@ -430,6 +462,7 @@ impl Layout {
             let config = format!(
                 "broker-id = {id}\nrpc-listen = \"{rpc}\"\nrpc-advertised = \"{advertised}\"\n\
                  http-listen = \"{http}\"\n{known}\
+                 [log]\nraft-keep-bytes = {RAFT_KEEP_BYTES}\nretention-check-interval-ms = 500\n\
                  [consumer-groups]\ninitial-rebalance-delay-ms = 0\n"
             );
             self.add("broker", id, &http, &config);

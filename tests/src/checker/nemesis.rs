@@ -13,15 +13,17 @@ use super::fleet::Fleet;
 use super::network::{Effect, Rule};
 use super::schedule::{Direction, Fault, Scope, Step, Target};
 use super::workload::{TOPICS, Workload};
-use crate::wait::measure_over;
+use crate::wait::{measure_over, within};
 
 /// How often the schedule, the processes and the workload are looked at.
 const TICK: Duration = Duration::from_millis(20);
 /// Between two brokers that are restarted one after the other, at most. Other faults may be in the way.
 const TURN_DEADLINE: Duration = Duration::from_secs(10);
-/// Of the workload's topics.
-const REPLICATION: usize = 3;
+/// After a disk was lost, before another may be: the controllers know by then.
+const WIPE_INTERVAL: Duration = Duration::from_secs(10);
 const READY_DEADLINE: Duration = Duration::from_secs(60);
+/// Until every replica is in sync after healing, those that are filled anew included.
+pub(super) const WHOLE_DEADLINE: Duration = Duration::from_secs(90);
 
 /// Topic and partition of a number that counts through all topics.
 fn place(mut number: usize) -> Result<(&'static str, usize), String> {
@@ -43,6 +45,7 @@ pub struct Nemesis<'a> {
     active: BTreeMap<usize, Instant>,
     /// Time spent on faults that take brokers down one after the other.
     in_turn: Duration,
+    wiped_at: Option<Instant>,
 }
 
 impl<'a> Nemesis<'a> {
@@ -53,6 +56,7 @@ impl<'a> Nemesis<'a> {
             counts: BTreeMap::new(),
             active: BTreeMap::new(),
             in_turn: Duration::ZERO,
+            wiped_at: None,
         }
     }
 
@@ -91,12 +95,17 @@ impl<'a> Nemesis<'a> {
             self.fleet.lift(number);
         }
         self.fleet.network().heal();
+        let mut late = Vec::new();
+        if left_down.is_some() && self.wiped_at.is_some() {
+            // A broker that is being filled again is no part of any majority yet.
+            self.fleet.settle();
+            late.extend(within(WHOLE_DEADLINE, || self.fleet.is_whole()).err());
+        }
         if let Some(name) = left_down {
             self.workload.note(&format!("{name} stays down"));
             self.fleet.kill(usize::MAX, &[name.to_owned()]);
         }
         self.fleet.settle();
-        let mut late = Vec::new();
         for name in self.fleet.names("") {
             if Some(name.as_str()) != left_down
                 && let Err(why) = self.fleet.wait_until_ready(&name, READY_DEADLINE)
@@ -168,7 +177,17 @@ impl<'a> Nemesis<'a> {
                 self.fleet.stall(number, &name)?;
                 Ok(name)
             }
-            Fault::Move { partition, shift } => self.move_replicas(*partition, *shift),
+            Fault::Move { partition, shift } => self.move_replica(*partition, *shift),
+            Fault::Wipe(target) => {
+                let name = self.standing(target)?;
+                if self.wiped_at.is_some_and(|at| at.elapsed() < WIPE_INTERVAL) {
+                    return Err("a disk was lost a moment ago".to_owned());
+                }
+                self.fleet.is_whole()?;
+                self.fleet.wipe(number, &name);
+                self.wiped_at = Some(Instant::now());
+                Ok(name)
+            }
             network => {
                 let (rules, hit) = self.rules(network)?;
                 self.fleet.network().impose(number, rules);
@@ -204,17 +223,22 @@ impl<'a> Nemesis<'a> {
         names.join(", ")
     }
 
-    /// Asks for other replicas of a partition: as many as it has, from some broker on, in turn.
-    fn move_replicas(&self, partition: usize, shift: usize) -> Result<String, String> {
+    /// Asks for a replica on another broker in the place of one of those that a partition has.
+    fn move_replica(&self, partition: usize, shift: usize) -> Result<String, String> {
         let (topic, number) = place(partition)?;
-        let brokers = self.fleet.names("broker").len();
-        let replicas: Vec<usize> = (0..REPLICATION)
-            .map(|replica| 1 + (partition + shift + replica) % brokers)
-            .collect();
+        let rest = self.fleet.quick_rest();
+        let mut replicas = rest.partition(topic, number)?.replicas;
+        let brokers = i64::try_from(self.fleet.names("broker").len()).unwrap_or(i64::MAX);
+        let others = (1..=brokers).filter(|id| !replicas.contains(id));
+        let others: Vec<i64> = others.collect();
+        if replicas.is_empty() || others.is_empty() {
+            return Err(format!("no other broker: {replicas:?}"));
+        }
+        let leaves = shift % replicas.len();
+        replicas[leaves] = others[shift / replicas.len() % others.len()];
         let body = json!({
             "partitions": [{"topic": topic, "partition": number, "replicas": replicas}]
         });
-        let rest = self.fleet.quick_rest();
         match rest.ask(Method::POST, "/v1/reassignments", Some(&body)) {
             Some(answer) if answer.status < 300 => Ok(format!("{topic}-{number} to {replicas:?}")),
             Some(answer) => Err(format!("{} {}", answer.status, answer.body)),

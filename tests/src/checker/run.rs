@@ -8,11 +8,12 @@ use serde_json::json;
 
 use super::fleet::{Fleet, Shape};
 use super::judge::{Verdict, judge};
-use super::nemesis::Nemesis;
+use super::nemesis::{Nemesis, WHOLE_DEADLINE};
 use super::schedule::{Extent, Family, Step, plan};
 use super::workload::{Load, TOPICS, Workload};
 use crate::agreement::controllers_agree;
 use crate::turn::Turn;
+use crate::wait::within;
 use crate::wire::Random;
 
 const START_DEADLINE: Duration = Duration::from_secs(60);
@@ -76,6 +77,8 @@ pub struct Outcome {
     /// Processes that ended by themselves, panicked, would not stop or were not ready in time.
     pub crashes: Vec<String>,
     pub faults: BTreeMap<String, usize>,
+    /// Replicas that took segment files from others.
+    pub copies: usize,
     /// From the end of the faults until every producer was acknowledged in every partition.
     pub recovered_in: Duration,
     pub took: Duration,
@@ -98,10 +101,11 @@ impl std::fmt::Display for Outcome {
             .collect();
         writeln!(
             f,
-            "seed {}, {:.0} s: faults: {}; all clients served again {:.1} s after the last",
+            "seed {}, {:.0} s: faults: {}; {} copies of logs; all clients served again {:.1} s after the last",
             self.seed,
             self.took.as_secs_f64(),
             faults.join(", "),
+            self.copies,
             self.recovered_in.as_secs_f64()
         )?;
         write!(f, "{}", self.verdict)?;
@@ -136,12 +140,14 @@ pub fn run(options: &Options, say: &dyn Fn(&str)) -> Outcome {
         harm_and_heal(options, &steps, &mut fleet, &mut workload, say);
     let history = workload.finish().expect("the history can be read");
     crashes.extend(fleet.crashes());
+    let copies = fleet.copies();
     drop(fleet);
     let outcome = Outcome {
         seed,
         verdict: judge(&history),
         crashes,
         faults,
+        copies,
         recovered_in,
         took: began.elapsed(),
         folder,
@@ -158,7 +164,7 @@ fn create_topics(fleet: &Fleet) {
     for (topic, partitions) in TOPICS {
         let body = json!({
             "name": topic, "partition_count": partitions, "replication_factor": 3,
-            "configs": {"min.insync.replicas": "2"}, "timeout_ms": 60_000,
+            "configs": {"min.insync.replicas": "2", "segment.bytes": "1048576"}, "timeout_ms": 60_000,
         });
         rest.create_topic_in_the_end(&body, START_DEADLINE);
         rest.wait_until_healthy(topic, START_DEADLINE);
@@ -232,7 +238,7 @@ fn read_back_from_fewer(
     workload: &mut Workload,
     say: &dyn Fn(&str),
 ) -> Vec<String> {
-    let mut late = Vec::new();
+    let (mut late, mut incomplete) = (Vec::new(), Vec::new());
     let mut ready = |fleet: &mut Fleet, name: &str| {
         if let Err(why) = fleet.wait_until_ready(name, Duration::from_secs(60)) {
             late.push(why);
@@ -243,7 +249,12 @@ fn read_back_from_fewer(
     for name in fleet.names("broker") {
         ready(fleet, &name);
     }
+    let mut whole = |fleet: &mut Fleet| {
+        incomplete.extend(within(WHOLE_DEADLINE, || fleet.is_whole()).err());
+    };
     for name in fleet.names("broker") {
+        // What is missing in one broker alone must be in the others.
+        whole(fleet);
         fleet.kill(usize::MAX, std::slice::from_ref(&name));
         workload.command(&format!("readback without {name}"));
         fleet.lift(usize::MAX);
@@ -258,6 +269,8 @@ fn read_back_from_fewer(
         ready(fleet, name);
     }
     workload.command("readback after a start of everything");
+    whole(fleet);
+    late.extend(incomplete);
     late.extend(controllers_agree(fleet.rest_addresses(), AGREE_DEADLINE).err());
     say("read back whole, without each broker, and after kill -9 of everything");
     late

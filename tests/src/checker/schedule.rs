@@ -69,8 +69,11 @@ pub enum Fault {
     },
     /// Everything to and from a service is late.
     Slow(Target, Duration),
-    /// The replicas of a partition move to other brokers.
+    /// One replica of a partition moves to a broker that has none.
     Move { partition: usize, shift: usize },
+    /// kill -9, and a start with an empty disk. Only where all replicas are in sync: two lost disks are a
+    /// majority of the replicas.
+    Wipe(Target),
 }
 
 /// A fault with its times since the beginning.
@@ -90,6 +93,7 @@ pub enum Family {
     Disk,
     Roll,
     Move,
+    Wipe,
 }
 
 pub const ALL_FAMILIES: &[Family] = &[
@@ -99,6 +103,7 @@ pub const ALL_FAMILIES: &[Family] = &[
     Family::Disk,
     Family::Roll,
     Family::Move,
+    Family::Wipe,
 ];
 
 impl Family {
@@ -233,9 +238,10 @@ impl Chooser {
             Family::Roll => (Fault::Roll, self.millis(500, 1000)),
             Family::Move => {
                 let partition = self.index(self.extent.partitions);
-                let shift = self.index(self.extent.brokers);
+                let shift = self.index(64);
                 (Fault::Move { partition, shift }, self.millis(500, 2000))
             }
+            Family::Wipe => (Fault::Wipe(self.broker()), self.millis(0, 4000)),
         }
     }
 
@@ -305,7 +311,7 @@ mod tests {
 
     const EXTENT: Extent = Extent {
         controllers: 3,
-        brokers: 3,
+        brokers: 4,
         gateways: 2,
         partitions: 6,
     };
@@ -333,7 +339,7 @@ mod tests {
             let steps = plan(seed, Duration::from_secs(25), EXTENT, ALL_FAMILIES);
             let harmful = steps
                 .iter()
-                .filter(|s| !matches!(s.fault, Fault::Move { .. }));
+                .filter(|s| !matches!(s.fault, Fault::Move { .. } | Fault::Wipe(_)));
             assert!(harmful.count() >= 2, "seed {seed}: {steps:?}");
         }
     }
@@ -353,6 +359,7 @@ mod tests {
             "CutPair",
             "Slow",
             "Move",
+            "Wipe",
         ] {
             let found = steps
                 .iter()

@@ -10,6 +10,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+/// The thread of a broker that writes and syncs the log.
+pub const LOG_THREAD: &str = "wal";
 /// How often a stopped thread is looked at: its process may be killed meanwhile.
 const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 

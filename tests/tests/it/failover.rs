@@ -1,12 +1,12 @@
 //! kill -9 of a partition leader: how long until the next write with acks=all is acknowledged.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use chronik_tests::cluster::{Cluster, Options};
 use chronik_tests::figures::{Spread, report};
+use chronik_tests::probe::{self, Ack, now};
 use chronik_tests::process::Talking;
 use chronik_tests::rest::{Partition, Rest};
-use chronik_tests::tools::franz_go;
 use chronik_tests::wait::{holds, wait_for};
 use serde_json::json;
 
@@ -14,34 +14,6 @@ const ROUNDS: usize = 20;
 /// What the README promises: a second, always.
 const BOUND: Duration = Duration::from_secs(1);
 const DEADLINE: Duration = Duration::from_secs(60);
-
-/// An acknowledged write of the probe; wall clock in nanoseconds.
-#[derive(Debug, Clone, Copy)]
-struct Ack {
-    partition: usize,
-    began: u128,
-    ended: u128,
-}
-
-fn parse(line: &str) -> Option<Ack> {
-    let mut words = line.strip_prefix("ack ")?.split(' ');
-    let partition = words.next()?.parse().ok()?;
-    let _sequence = words.next()?;
-    let began = words.next()?.parse().ok()?;
-    let ended = words.next()?.parse().ok()?;
-    Some(Ack {
-        partition,
-        began,
-        ended,
-    })
-}
-
-fn now() -> u128 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .expect("the clock is after 1970")
-        .as_nanos()
-}
 
 /// The partition with all replicas in sync, and led by the same broker when looked at twice.
 fn settled(rest: &Rest, topic: &str) -> Partition {
@@ -78,11 +50,7 @@ fn a_killed_leader_is_replaced_within_a_second_in_twenty_rounds() {
     }
     let probes: Vec<Talking> = topics
         .iter()
-        .map(|topic| {
-            let arguments = ["-topic", topic, "-timeout", "10m"];
-            let mut command = franz_go("probe", &cluster.bootstrap(), &arguments);
-            Talking::spawn(topic, &mut command, &cluster.file(&format!("{topic}.log")))
-        })
+        .map(|topic| probe::start(&cluster, topic, 1))
         .collect();
     for round in 0..ROUNDS {
         let topic = topics[round % topics.len()];
@@ -90,14 +58,14 @@ fn a_killed_leader_is_replaced_within_a_second_in_twenty_rounds() {
         let before = settled(&rest, topic);
         let leader = before.leader.expect("settled means led");
         probe.lines_so_far();
-        probe.wait_for_line("an ack before the kill", DEADLINE, parse);
+        probe.wait_for_line("an ack before the kill", DEADLINE, Ack::parse);
         let broker = format!("broker-{leader}");
         let process = cluster.service(&broker).process.clone();
         let killed = now();
         process.signal(libc::SIGKILL);
         // The write after the kill: one that was on its way may have been committed before it.
         let ack = probe.wait_for_line("an ack after the kill", DEADLINE, |line| {
-            parse(line).filter(|ack| ack.began >= killed)
+            Ack::parse(line).filter(|ack| ack.began >= killed)
         });
         assert_eq!(ack.partition, 0);
         gaps.push(Duration::from_nanos(

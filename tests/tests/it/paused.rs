@@ -1,8 +1,9 @@
 //! A broker that stands still for longer than its session: SIGSTOP, as a virtual machine that is moved, or a
-//! host that swaps, would do it.
+//! host that swaps, would do it. And one whose disk alone stands still.
 
 use std::time::{Duration, Instant};
 
+use chronik_tests::checker::stall::{LOG_THREAD, Stall};
 use chronik_tests::cluster::Cluster;
 use chronik_tests::figures::report;
 use chronik_tests::ledger::Production;
@@ -87,6 +88,44 @@ fn a_broker_that_stands_still_is_replaced_and_takes_nothing_back() {
         let lists = (listed(&rest, "under-replicated")?, metric("under_min_isr")?);
         holds(lists == (0, 0.0), format!("{lists:?}"))
     });
+    cluster.assert_no_panic();
+    cluster.stop();
+}
+
+/// Its links live, and it answers: only its log does not get on.
+#[test]
+fn a_broker_whose_disk_hangs_leads_nothing_until_it_does_not() {
+    let mut cluster = Cluster::start("stuck");
+    let rest = cluster.rest();
+    rest.create_topic("stuck", 6, 3, json!({"min.insync.replicas": "2"}));
+    rest.wait_until_healthy("stuck", DEADLINE);
+    let arguments = ["-partitions", "6", "-records", "3000000", "-until-told"];
+    let arguments = [&arguments[..], &["-rate", "2000", "-timeout", "290s"]].concat();
+    let production = Production::start(&cluster, "stuck", &arguments);
+    production.wait_until_acked(5_000, PRODUCE_DEADLINE);
+
+    let began = Instant::now();
+    let pid = cluster.service("broker-1").process.pid;
+    let stall = Stall::begin(pid, LOG_THREAD).expect("the thread can be stopped");
+    wait_for("the others to lead all partitions", DEADLINE, || {
+        let partitions = rest.partitions("stuck")?;
+        let led = partitions.iter().all(|p| p.leader.is_some_and(|l| l != 1));
+        holds(led, format!("{partitions:?}"))
+    });
+    let led = began.elapsed();
+    production.wait_until_acked_more(5_000, PRODUCE_DEADLINE);
+    report(&format!(
+        "a broker whose disk hangs leads nothing any more after {:.1} s; its clients went on after {:.1} s",
+        led.as_secs_f64(),
+        began.elapsed().as_secs_f64()
+    ));
+    assert!(led < Duration::from_secs(30), "{led:?}");
+
+    drop(stall);
+    rest.wait_until_healthy("stuck", DEADLINE);
+    let produced = production.finish(PRODUCE_DEADLINE);
+    produced.verify(&cluster);
+    produced.assert_at_least_acked(10_000);
     cluster.assert_no_panic();
     cluster.stop();
 }

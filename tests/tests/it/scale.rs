@@ -21,6 +21,7 @@ fn hundreds_of_partitions_rest_fail_over_and_restart() {
                 idle_cpu: 0.10,
                 // Few replicas share what a broker holds anyway.
                 memory_kib_per_replica: 256.0,
+                in_use: Duration::from_secs(1),
                 all_led: Duration::from_secs(3),
                 restarted: Duration::from_secs(30),
             },

@@ -1,12 +1,11 @@
 //! A replica that missed a gibibyte: how fast it comes back, and what its clients feel of it.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use chronik_tests::cluster::{Cluster, Options};
 use chronik_tests::figures::{Allowance, report};
 use chronik_tests::ledger::produce;
-use chronik_tests::process::Talking;
-use chronik_tests::tools::franz_go;
+use chronik_tests::probe::{self, Ack, now};
 use chronik_tests::wait::measure_over;
 use serde_json::json;
 
@@ -18,22 +17,11 @@ const RATE_GOAL: f64 = 10.0;
 /// How many times its quiet value the foreground's p99 may be.
 const P99_GOAL: f64 = 2.0;
 
-fn now() -> u128 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    now.expect("the clock is after 1970").as_nanos()
-}
-
 /// How long the writes took that began within the window, in milliseconds, sorted.
 fn latencies(lines: &[String], window: std::ops::Range<u128>) -> Vec<f64> {
-    let of = |line: &String| {
-        let mut words = line.strip_prefix("ack ")?.split(' ').skip(2);
-        let began: u128 = words.next()?.parse().ok()?;
-        let ended: u128 = words.next()?.parse().ok()?;
-        window
-            .contains(&began)
-            .then_some((ended - began) as f64 / 1e6)
-    };
-    let mut found: Vec<f64> = lines.iter().filter_map(of).collect();
+    let acks = lines.iter().filter_map(|line| Ack::parse(line));
+    let acks = acks.filter(|ack| window.contains(&ack.began));
+    let mut found: Vec<f64> = acks.map(|ack| ack.took().as_secs_f64() * 1e3).collect();
     found.sort_unstable_by(f64::total_cmp);
     found
 }
@@ -63,12 +51,7 @@ fn a_replica_that_missed_a_gibibyte_catches_up_beside_its_clients() {
     let missed = produce(&cluster, "bulk", &arguments, DEADLINE);
     missed.assert_all_acked(MISSED_BYTES / 1024);
 
-    let arguments = ["-topic", "front", "-partitions", "2", "-timeout", "10m"];
-    let mut command = franz_go("probe", &cluster.bootstrap(), &arguments);
-    let probe = Talking::spawn("probe", &mut command, &cluster.file("probe.log"));
-    probe.wait_for_line("a first ack", DEADLINE, |line| {
-        line.starts_with("ack ").then_some(())
-    });
+    let probe = probe::start(&cluster, "front", 2);
     let quiet = now();
     measure_over(BASELINE);
     let began_at = now();

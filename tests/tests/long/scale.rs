@@ -19,8 +19,8 @@ fn ten_thousand_partitions_rest_fail_over_and_restart() {
             goals: Goals {
                 created: Duration::from_secs(60),
                 idle_cpu: 0.10,
-                // 63 to 65 are reached; less needs leaders that rest.
-                memory_kib_per_replica: 70.0,
+                memory_kib_per_replica: 64.0,
+                in_use: Duration::from_secs(1),
                 all_led: Duration::from_secs(3),
                 restarted: Duration::from_secs(30),
             },
