@@ -24,6 +24,7 @@ mod failover;
 mod figures;
 mod log_life;
 mod paused;
+mod placement_cli;
 mod reassignment;
 mod scale;
 mod start_order;
