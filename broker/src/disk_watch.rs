@@ -9,6 +9,9 @@ use std::time::Duration;
 use chronik_storage::{Storage, WalProgress};
 use tokio::time::Instant;
 
+/// Between two looks, at most, where the process runs: what lies between later ones it did not live through.
+const LOOKS_APART_MAX: Duration = Duration::from_secs(3);
+
 /// Looks at the progress of the WAL.
 pub struct DiskWatch {
     storage: Storage,
@@ -18,16 +21,22 @@ pub struct DiskWatch {
 
 struct Seen {
     progress: WalProgress,
+    looked: Instant,
     /// When the WAL was last seen to get on, or to have nothing to do.
     at: Instant,
+    /// When one write was last seen to take more than a fifth of the limit.
+    slow_at: Instant,
     is_stuck: bool,
 }
 
 impl DiskWatch {
     pub fn new(storage: Storage, stuck_after: Duration) -> Self {
+        let now = Instant::now();
         let seen = Seen {
             progress: storage.wal_progress(),
-            at: Instant::now(),
+            looked: now,
+            at: now,
+            slow_at: now,
             is_stuck: false,
         };
         Self {
@@ -37,19 +46,25 @@ impl DiskWatch {
         }
     }
 
-    /// Whether one write has taken longer than the limit. To be asked every now and then.
+    /// Whether one write takes longer than the limit; after that, until none has taken long for as long. To be
+    /// asked every now and then.
     pub fn is_stuck(&self) -> bool {
         self.look(self.storage.wal_progress(), Instant::now())
     }
 
     fn look(&self, progress: WalProgress, now: Instant) -> bool {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if !progress.has_work || progress != seen.progress {
+        let was_away = now.saturating_duration_since(seen.looked) > LOOKS_APART_MAX;
+        if !progress.has_work || progress != seen.progress || was_away {
             seen.at = now;
         }
-        seen.progress = progress;
+        (seen.progress, seen.looked) = (progress, now);
         let waits = now.saturating_duration_since(seen.at);
-        let is_stuck = waits > self.stuck_after;
+        if waits > self.stuck_after / 5 {
+            seen.slow_at = now;
+        }
+        let is_calm = now.saturating_duration_since(seen.slow_at) > self.stuck_after;
+        let is_stuck = waits > self.stuck_after || (seen.is_stuck && !is_calm);
         let was_stuck = std::mem::replace(&mut seen.is_stuck, is_stuck);
         drop(seen);
         match (was_stuck, is_stuck) {
@@ -87,21 +102,34 @@ mod tests {
             log.save_vote(vote, Box::new(|_| {})).unwrap();
         };
         let mut now = Instant::now();
+        // Looked at every second, as by pings.
         let mut is_stuck_after = |seconds| {
-            now += Duration::from_secs(seconds);
-            watch.look(storage.wal_progress(), now)
+            let mut is_stuck = watch.look(storage.wal_progress(), now);
+            for _ in 0..seconds {
+                now += Duration::from_secs(1);
+                is_stuck = watch.look(storage.wal_progress(), now);
+            }
+            is_stuck
         };
         assert!(!is_stuck_after(60), "nothing to write");
         for _ in 0..3 {
             write();
-            assert!(!is_stuck_after(0));
             assert!(!is_stuck_after(4));
             while driver.step_wal() {}
         }
         write();
-        assert!(!is_stuck_after(60), "the first that is seen of it");
         assert!(is_stuck_after(6));
         while driver.step_wal() {}
+        assert!(is_stuck_after(2), "it was for long");
+        write();
+        assert!(is_stuck_after(3), "and is slow");
+        while driver.step_wal() {}
+        assert!(is_stuck_after(4));
+        assert!(!is_stuck_after(2));
+        // The process was stopped, not the disk.
+        write();
         assert!(!is_stuck_after(1));
+        let later = Instant::now() + Duration::from_secs(3600);
+        assert!(!watch.look(storage.wal_progress(), later));
     }
 }

@@ -16,7 +16,7 @@ pub enum Priority {
 pub fn set_priority(priority: Priority) -> bool {
     let nice = match priority {
         Priority::First => -10,
-        Priority::Last => 15,
+        Priority::Last => 10,
     };
     // SAFETY: changes the priority of the calling thread only, and touches no memory.
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) == 0 }

@@ -158,6 +158,7 @@ pub fn describe(
     generation: u32,
     manifest: &LogManifest,
 ) -> Result<(), StorageError> {
+    core.poison.check()?;
     let path = path_of(core, group, generation);
     let temporary = path.with_file_name(name_of(generation) + NEW_SUFFIX);
     let disk = core.files.disk();
@@ -168,15 +169,21 @@ pub fn describe(
         // One from before stays until this one is there.
         disk.rename(&temporary, &path)
     };
-    write().map_err(|error| core.write_failed(&path, error))
+    write().map_err(|error| {
+        let _ = disk.remove_file(&temporary);
+        core.write_failed(&path, error)
+    })
 }
 
 /// An fsync of the copy has failed: what the next start would read may not be on the disk, and a further
 /// fsync would not tell.
 pub fn distrust(core: &Core, group: RaftGroupId, generation: u32) {
     let path = path_of(core, group, generation);
-    if let Err(error) = core.files.disk().remove_file(&path) {
-        tracing::warn!(file = %path.display(), %error, "cannot delete a copy's description");
+    match core.files.disk().remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!(file = %path.display(), %error, "cannot delete a copy's description");
+        }
+        _ => {}
     }
 }
 

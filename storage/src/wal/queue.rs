@@ -28,7 +28,7 @@ pub struct Written {
 pub struct WalProgress {
     /// Group commits that have ended since the storage was opened.
     pub groups: u64,
-    /// Something is being written, or waits for it.
+    /// Something is being written, or waits for it; and not for room on the disk.
     pub has_work: bool,
 }
 
@@ -56,6 +56,7 @@ struct State {
     records: usize,
     /// A group was taken and is not on the disk yet.
     is_writing: bool,
+    waits_for_room: bool,
     groups: u64,
     is_closed: bool,
     is_finished: bool,
@@ -147,11 +148,15 @@ impl WalQueue {
         state.groups += 1;
     }
 
+    pub fn set_waits_for_room(&self, waits: bool) {
+        lock(&self.state).waits_for_room = waits;
+    }
+
     pub fn progress(&self) -> WalProgress {
         let state = lock(&self.state);
         WalProgress {
             groups: state.groups,
-            has_work: state.is_writing || !state.items.is_empty(),
+            has_work: !state.waits_for_room && (state.is_writing || !state.items.is_empty()),
         }
     }
 

@@ -181,20 +181,25 @@ impl WalWriter {
     /// A full disk is waited for, since nothing of the frame is written yet: records are refused
     /// meanwhile, and what is queued is little.
     fn open_next_when_there_is_room(&mut self, frame_size: u64) -> Result<(), StorageError> {
-        let mut has_warned = false;
-        loop {
+        let mut has_waited = false;
+        let opened = loop {
             match self.open_next(frame_size) {
                 Err(error) if error.is_out_of_room() && self.waits_for_room => {
-                    if !std::mem::replace(&mut has_warned, true) {
+                    if !std::mem::replace(&mut has_waited, true) {
                         tracing::error!(%error, "the WAL waits for room on the disk");
+                        self.queue.set_waits_for_room(true);
                     }
                     if !self.queue.wait_while_open(ROOM_RETRY_INTERVAL) {
-                        return Err(error);
+                        break Err(error);
                     }
                 }
-                other => return other,
+                other => break other,
             }
+        };
+        if has_waited {
+            self.queue.set_waits_for_room(false);
         }
+        opened
     }
 
     fn open_next(&mut self, frame_size: u64) -> Result<(), StorageError> {

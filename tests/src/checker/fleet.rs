@@ -243,17 +243,35 @@ impl Fleet {
         }
     }
 
+    /// What a broker is registered as, by the controller that knows the latest.
+    pub fn epoch_of(&self, broker: &str) -> Result<u64, String> {
+        let rest = |address: &String| Rest::with_deadline(vec![address.clone()], ASK_DEADLINE);
+        let epochs = self.rest.iter().map(|it| epoch_of(&rest(it), broker));
+        let known = epochs.filter_map(Result::ok).max();
+        known.ok_or_else(|| format!("no controller knows {broker}"))
+    }
+
+    /// Whether a majority of the controllers says that every partition has all its replicas in sync, and that
+    /// `registered`, a broker, has registered since it had the epoch. One that is cut off knows only what was.
+    pub fn is_surely_whole(&self, registered: Option<&(String, u64)>) -> Result<(), String> {
+        let says_so = |address: &String| -> Result<(), String> {
+            let rest = Rest::with_deadline(vec![address.clone()], ASK_DEADLINE);
+            if let Some((broker, before)) = registered {
+                let epoch = epoch_of(&rest, broker)?;
+                holds(epoch > *before, format!("{broker} has not registered"))?;
+            }
+            is_whole(&rest)
+        };
+        let count = self.rest.iter().filter(|it| says_so(it).is_ok()).count();
+        holds(
+            count > self.rest.len() / 2,
+            format!("{count} controllers say that all replicas are in sync"),
+        )
+    }
+
     /// Whether every partition has a leader and all its replicas in sync, and none moves.
     pub fn is_whole(&self) -> Result<(), String> {
-        let cluster = self.quick_rest().get("/v1/cluster")?;
-        let is_zero = |name: &str| cluster[name].as_u64() == Some(0);
-        let all_led = is_zero("leaderless_partition_count");
-        let all_in_sync = is_zero("under_replicated_partition_count");
-        let none_moves = is_zero("reassigning_partition_count");
-        holds(
-            all_led && all_in_sync && none_moves,
-            format!("not every replica is in sync: {cluster}"),
-        )
+        is_whole(&self.quick_rest())
     }
 
     /// Copies of segment files that came into force, by the brokers' logs.
@@ -414,6 +432,25 @@ impl Fleet {
         owners.insert(child.0.id(), name.to_owned());
         service.child = Some(child);
     }
+}
+
+fn is_whole(rest: &Rest) -> Result<(), String> {
+    let cluster = rest.get("/v1/cluster")?;
+    let is_zero = |name: &str| cluster[name].as_u64() == Some(0);
+    let all_led = is_zero("leaderless_partition_count");
+    let all_in_sync = is_zero("under_replicated_partition_count");
+    let none_moves = is_zero("reassigning_partition_count");
+    holds(
+        all_led && all_in_sync && none_moves,
+        format!("not every replica is in sync: {cluster}"),
+    )
+}
+
+fn epoch_of(rest: &Rest, broker: &str) -> Result<u64, String> {
+    let id = broker.trim_start_matches("broker-");
+    let told = rest.get(&format!("/v1/brokers/{id}"))?;
+    let epoch = told["broker_epoch"].as_u64();
+    epoch.ok_or_else(|| format!("no epoch: {told}"))
 }
 
 fn signal(service: &Service, signal: i32) {

@@ -19,8 +19,6 @@ use crate::wait::{measure_over, within};
 const TICK: Duration = Duration::from_millis(20);
 /// Between two brokers that are restarted one after the other, at most. Other faults may be in the way.
 const TURN_DEADLINE: Duration = Duration::from_secs(10);
-/// After a disk was lost, before another may be: the controllers know by then.
-const WIPE_INTERVAL: Duration = Duration::from_secs(10);
 const READY_DEADLINE: Duration = Duration::from_secs(60);
 /// Until every replica is in sync after healing, those that are filled anew included.
 pub(super) const WHOLE_DEADLINE: Duration = Duration::from_secs(90);
@@ -45,7 +43,8 @@ pub struct Nemesis<'a> {
     active: BTreeMap<usize, Instant>,
     /// Time spent on faults that take brokers down one after the other.
     in_turn: Duration,
-    wiped_at: Option<Instant>,
+    /// The broker that lost its disk last, and what it was registered as.
+    wiped: Option<(String, u64)>,
 }
 
 impl<'a> Nemesis<'a> {
@@ -56,7 +55,7 @@ impl<'a> Nemesis<'a> {
             counts: BTreeMap::new(),
             active: BTreeMap::new(),
             in_turn: Duration::ZERO,
-            wiped_at: None,
+            wiped: None,
         }
     }
 
@@ -96,12 +95,14 @@ impl<'a> Nemesis<'a> {
         }
         self.fleet.network().heal();
         let mut late = Vec::new();
-        if left_down.is_some() && self.wiped_at.is_some() {
+        if left_down.is_some() && self.wiped.is_some() {
             // A broker that is being filled again is no part of any majority yet.
             self.fleet.settle();
             late.extend(within(WHOLE_DEADLINE, || self.fleet.is_whole()).err());
         }
-        if let Some(name) = left_down {
+        if let Some(name) = left_down
+            && late.is_empty()
+        {
             self.workload.note(&format!("{name} stays down"));
             self.fleet.kill(usize::MAX, &[name.to_owned()]);
         }
@@ -180,12 +181,10 @@ impl<'a> Nemesis<'a> {
             Fault::Move { partition, shift } => self.move_replica(*partition, *shift),
             Fault::Wipe(target) => {
                 let name = self.standing(target)?;
-                if self.wiped_at.is_some_and(|at| at.elapsed() < WIPE_INTERVAL) {
-                    return Err("a disk was lost a moment ago".to_owned());
-                }
-                self.fleet.is_whole()?;
+                self.fleet.is_surely_whole(self.wiped.as_ref())?;
+                let epoch = self.fleet.epoch_of(&name)?;
                 self.fleet.wipe(number, &name);
-                self.wiped_at = Some(Instant::now());
+                self.wiped = Some((name.clone(), epoch));
                 Ok(name)
             }
             network => {

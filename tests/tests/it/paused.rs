@@ -103,6 +103,12 @@ fn a_broker_whose_disk_hangs_leads_nothing_until_it_does_not() {
     let arguments = [&arguments[..], &["-rate", "2000", "-timeout", "290s"]].concat();
     let production = Production::start(&cluster, "stuck", &arguments);
     production.wait_until_acked(5_000, PRODUCE_DEADLINE);
+    let leads_some = || {
+        let partitions = rest.partitions("stuck")?;
+        let leads = partitions.iter().any(|p| p.leader == Some(1));
+        holds(leads, format!("{partitions:?}"))
+    };
+    wait_for("the broker to lead", DEADLINE, leads_some);
 
     let began = Instant::now();
     let pid = cluster.service("broker-1").process.pid;
@@ -123,6 +129,7 @@ fn a_broker_whose_disk_hangs_leads_nothing_until_it_does_not() {
 
     drop(stall);
     rest.wait_until_healthy("stuck", DEADLINE);
+    wait_for("the broker to lead again", DEADLINE, leads_some);
     let produced = production.finish(PRODUCE_DEADLINE);
     produced.verify(&cluster);
     produced.assert_at_least_acked(10_000);

@@ -128,8 +128,12 @@ fn an_operator_moves_drains_and_balances_by_the_command_line() {
     assert!(copied <= allowed, "{copied} bytes in {took:?}");
 
     // Nobody but the operator hands leadership over.
-    let leader = rest.partition("placed", 0).expect("REST answers").leader;
-    let leader = leader.expect("it is led");
+    let leader = wait_for("one of the new replicas to lead", DEADLINE, || {
+        let leader = rest.partition("placed", 0)?.leader;
+        leader
+            .filter(|leader| [2, 3, 4].contains(leader))
+            .ok_or_else(|| format!("{leader:?}"))
+    });
     let mut order: Vec<i64> = [2, 3, 4].into_iter().filter(|id| *id != leader).collect();
     order.push(leader);
     let names: Vec<String> = order.iter().map(i64::to_string).collect();
