@@ -22,6 +22,7 @@ mod damage;
 mod durability;
 mod failover;
 mod figures;
+mod full_disk;
 mod log_life;
 mod paused;
 mod placement_cli;
