@@ -1,7 +1,8 @@
 //! Whether this broker's log gets on. A disk that hangs fails nothing, and all else of the broker lives: its
 //! links answer, and its leaders are taken for living while nothing they are given becomes durable.
 //!
-//! Invariant: nobody watches while nobody asks. The first look that finds work only begins to count.
+//! Invariant: nobody watches while nobody asks, which pings of peers do: a broker without peers is not watched. The
+//! first look that finds work only begins to count.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;

@@ -2,7 +2,8 @@
 //! one who decides by itself that a partition should have another leader. Brokers carry out.
 //!
 //! Invariant: it holds nothing that a new leader of the controllers could not work out from the
-//! image again, but for how long each broker has been live or behind, and partitions without a leader; and it sleeps while nothing changes.
+//! image again, but for how long each broker has been live or behind, and partitions without a leader; and it
+//! sleeps while nothing changes.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::{Duration, Instant};

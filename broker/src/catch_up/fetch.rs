@@ -315,7 +315,7 @@ impl Copy {
                 let size = bytes.len();
                 let installer = self.installer.clone();
                 let write = move || installer.write(segment, file, position, &bytes);
-                self.in_background(write).await??;
+                self.in_background(write).await?;
                 self.shared.metrics.copied_bytes.inc_by(size as u64);
                 let rate = self.shared.cluster_rate();
                 self.shared.throttle.passed(size, rate).await;
@@ -327,15 +327,14 @@ impl Copy {
     async fn in_background<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> Result<T, StorageError> + Send + 'static,
-    ) -> Result<Result<T, StorageError>, FetchError> {
+    ) -> Result<T, FetchError> {
         let done = self.shared.background.run(work).await;
-        done.ok_or(FetchError::Cancelled)
+        Ok(done.ok_or(FetchError::Cancelled)??)
     }
 
     async fn check(&self, segment: usize) -> Result<(), FetchError> {
         let installer = self.installer.clone();
-        let check = move || installer.check_segment(segment);
-        self.in_background(check).await??;
-        Ok(())
+        self.in_background(move || installer.check_segment(segment))
+            .await
     }
 }

@@ -1,6 +1,7 @@
 //! Replicas that rest, and what wakes them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use chronik_types::cluster_image::ClusterImage;
@@ -9,12 +10,18 @@ use chronik_types::id::BrokerId;
 use super::harness::{
     BROKERS, Cluster, TestBroker, all_in_sync, leaders, others_lead, preferred_leaders,
 };
-use crate::fake_controller::FakeController;
+use crate::fake_controller::{FakeController, Serving};
 use crate::peers::stand::{Campaign, Stood, stand};
 use crate::replica::engine::EngineStatus;
 use crate::test_wait::{stays, until};
 
 impl Cluster {
+    fn that_rests_soon(folder: &Path, controller: &Serving) -> Cluster {
+        Cluster::tuned(folder, controller, |replication| {
+            replication.rest_after_ms = 200;
+        })
+    }
+
     /// Waits until everybody's Raft is closed.
     async fn wait_for_rest(&self) {
         let rests = |broker: &TestBroker| {
@@ -55,9 +62,7 @@ async fn all_rest_and_wake_up_for_records() {
     let folder = tempfile::tempdir().unwrap();
     let serving = FakeController::serve().await;
     let controller = &serving.controller;
-    let mut cluster = Cluster::tuned(folder.path(), &serving, |replication| {
-        replication.rest_after_ms = 200;
-    });
+    let mut cluster = Cluster::that_rests_soon(folder.path(), &serving);
     controller.create_topic("t", 6, &BROKERS);
     all_in_sync(controller, "six leaders").await;
     preferred_leaders(controller).await;
@@ -104,9 +109,7 @@ async fn a_broker_that_comes_back_disturbs_no_leader() {
     let folder = tempfile::tempdir().unwrap();
     let serving = FakeController::serve().await;
     let controller = &serving.controller;
-    let mut cluster = Cluster::tuned(folder.path(), &serving, |replication| {
-        replication.rest_after_ms = 200;
-    });
+    let mut cluster = Cluster::that_rests_soon(folder.path(), &serving);
     controller.keep_leaders();
     controller.create_topic("t", 6, &BROKERS);
     all_in_sync(controller, "six leaders").await;
@@ -133,9 +136,7 @@ async fn a_candidate_at_rest_learns_of_a_higher_term_by_asking_whether_it_could_
     let folder = tempfile::tempdir().unwrap();
     let serving = FakeController::serve().await;
     let controller = &serving.controller;
-    let cluster = Cluster::tuned(folder.path(), &serving, |replication| {
-        replication.rest_after_ms = 200;
-    });
+    let cluster = Cluster::that_rests_soon(folder.path(), &serving);
     controller.keep_leaders();
     controller.create_topic("t", 1, &BROKERS);
     all_in_sync(controller, "a leader").await;
@@ -167,9 +168,7 @@ async fn a_leader_at_rest_speaks_to_followers_that_may_not_know_what_is_committe
     let folder = tempfile::tempdir().unwrap();
     let serving = FakeController::serve().await;
     let controller = &serving.controller;
-    let cluster = Cluster::tuned(folder.path(), &serving, |replication| {
-        replication.rest_after_ms = 200;
-    });
+    let cluster = Cluster::that_rests_soon(folder.path(), &serving);
     controller.keep_leaders();
     controller.create_topic("t", 1, &BROKERS);
     all_in_sync(controller, "a leader").await;

@@ -79,6 +79,23 @@ fn complete(export: &Export, installer: &Installer) -> u64 {
     sent
 }
 
+/// A copy that is half done, on a disk of its own.
+fn begun(export: &Export) -> (FaultyDisk, Storage, Installer) {
+    let disk = FaultyDisk::new();
+    let storage = open(&disk);
+    let installer = half(&storage, export);
+    (disk, storage, installer)
+}
+
+/// Goes on with what is left of a copy, if anything, until it is in force. Gives the bytes that were sent.
+fn go_on(disk: &FaultyDisk, storage: Storage, export: &Export, log: &PartitionLog) -> u64 {
+    let installer = install(&storage, export);
+    let sent = complete(export, &installer);
+    installer.commit(Bytes::new()).unwrap();
+    check_in_force(disk, storage, log);
+    sent
+}
+
 /// The log is the copy, now and after another start, and nothing else is on the disk.
 fn check_in_force(disk: &FaultyDisk, storage: Storage, log: &PartitionLog) {
     let copy = storage.open_log(group(GROUP)).unwrap();
@@ -156,12 +173,8 @@ fn a_copy_goes_on_after_an_orderly_stop() {
         assert!(is_left(&storage));
         storage.close().unwrap();
         let storage = open(&disk);
-        let installer = install(&storage, &export);
-        assert_eq!(received(&installer), came);
         let missing = export.manifest().total_bytes() - came;
-        assert_eq!(complete(&export, &installer), missing);
-        installer.commit(Bytes::new()).unwrap();
-        check_in_force(&disk, storage, &log);
+        assert_eq!(go_on(&disk, storage, &export, &log), missing);
     }
 }
 
@@ -171,9 +184,7 @@ fn a_copy_that_lost_what_was_not_synced_gets_the_right_bytes() {
     let export = log.export(59).unwrap();
     let mut left = 0;
     for seed in 0..60u64 {
-        let disk = FaultyDisk::new();
-        let storage = open(&disk);
-        let installer = half(&storage, &export);
+        let (disk, storage, installer) = begun(&export);
         let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let mut keep = || {
             random ^= random >> 12;
@@ -186,10 +197,7 @@ fn a_copy_that_lost_what_was_not_synced_gets_the_right_bytes() {
         drop((installer, storage));
         let storage = open(&crashed);
         left += usize::from(is_left(&storage));
-        let installer = install(&storage, &export);
-        complete(&export, &installer);
-        installer.commit(Bytes::new()).unwrap();
-        check_in_force(&crashed, storage, &log);
+        go_on(&crashed, storage, &export, &log);
     }
     assert!(left > 20, "only {left} were found again");
 }
@@ -200,9 +208,7 @@ fn a_copy_whose_files_end_in_zeros_gets_the_right_bytes() {
     let export = log.export(59).unwrap();
     // Bytes that are kept, and the size that the file then has.
     for (kept, size) in [(0.0, 1.0), (0.3, 1.0), (0.99, 1.0), (1.0, 1.5), (0.5, 0.9)] {
-        let disk = FaultyDisk::new();
-        let storage = open(&disk);
-        let installer = half(&storage, &export);
+        let (disk, storage, installer) = begun(&export);
         let came = received(&installer);
         let disk = disk.copy();
         drop((installer, storage));
@@ -232,9 +238,7 @@ fn a_crash_while_a_copy_comes_into_force_leaves_the_log_or_a_copy_to_go_on_with(
     let (mut left, mut in_force) = (0, 0);
     for keeps_all in [true, false] {
         for step in 0.. {
-            let disk = FaultyDisk::new();
-            let storage = open(&disk);
-            let installer = half(&storage, &export);
+            let (disk, storage, installer) = begun(&export);
             complete(&export, &installer);
             disk.fail_power_after(step);
             let is_done = installer.commit(Bytes::new()).is_ok();
@@ -338,18 +342,13 @@ fn the_copy_of_a_deleted_group_is_gone_whenever_the_power_fails() {
             assert!(files(&disk).is_empty(), "{:?}", files(&disk));
             assert!(!is_left(&storage));
         }
-        let installer = install(&storage, &export);
-        complete(&export, &installer);
-        installer.commit(Bytes::new()).unwrap();
-        check_in_force(&disk, storage, &log);
+        go_on(&disk, storage, &export, &log);
         if deleted {
             break;
         }
     }
     // A group that has no log but what is left of a copy.
-    let disk = FaultyDisk::new();
-    let storage = open(&disk);
-    let installer = half(&storage, &export);
+    let (disk, storage, installer) = begun(&export);
     let killed = disk.copy();
     drop((installer, storage));
     let storage = open(&killed);
@@ -393,9 +392,7 @@ fn a_forgotten_copy_is_gone_and_its_names_are_not_used_again() {
 fn what_could_not_be_synced_is_not_gone_on_with() {
     let (_, _from, log) = replica(60, 3000);
     let export = log.export(59).unwrap();
-    let disk = FaultyDisk::new();
-    let storage = open(&disk);
-    let installer = half(&storage, &export);
+    let (disk, _storage, installer) = begun(&export);
     send_rest(&export, &installer, 1);
     disk.inject(Fault {
         operation: Operation::Sync,

@@ -64,7 +64,7 @@ func probe(ctx context.Context, args []string) error {
 				}
 				fmt.Printf("ack %d %d %d %d\n", p, n, began, ended)
 				lines.Unlock()
-				time.Sleep(*pause)
+				pace(ctx, *pause)
 			}
 		}()
 	}

@@ -127,7 +127,7 @@ func produce(ctx context.Context, args []string) error {
 			for n := range count {
 				if *rate > 0 && n%64 == 0 {
 					due := started.Add(time.Duration(float64(n**producers) / float64(*rate) * float64(time.Second)))
-					time.Sleep(time.Until(due))
+					pace(ctx, time.Until(due))
 				}
 				if told.Load() {
 					break

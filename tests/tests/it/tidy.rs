@@ -87,15 +87,6 @@ fn nothing_unfinished_or_switched_off_is_left() {
     check("unfinished, ignored or sleeping code", findings);
 }
 
-/// Of Go's clients one file waits for conditions, with a deadline; two write no faster than they are told.
-fn sleeps_in_go(path: &Path) -> Vec<String> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    match &*name {
-        "wait.go" | "probe.go" | "verified.go" => Vec::new(),
-        _ => lines_with(path, &["time.Sleep("]),
-    }
-}
-
 #[test]
 fn tests_sleep_only_between_two_looks() {
     // Each is the one place of its crate that waits for a condition, with a deadline.
@@ -125,7 +116,7 @@ fn tests_sleep_only_between_two_looks() {
         .chain(
             with_extension(&files, "go")
                 .filter(is_test)
-                .flat_map(sleeps_in_go),
+                .flat_map(|path| lines_with(path, &["time.Sleep("])),
         )
         .collect();
     check(
