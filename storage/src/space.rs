@@ -17,6 +17,9 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 const AFTER_FAILURE: Duration = Duration::from_secs(1);
 const RESERVE_MIN_BYTES: u64 = 1 << 30;
 const RESERVE_MAX_BYTES: u64 = 4 << 30;
+/// A full disk takes records again when this much more than the reserve is free, or a sixteenth of the
+/// reserve if that is less.
+const RECOVERY_MAX_BYTES: u64 = 256 << 20;
 
 /// Knows how full the disk is; asks it only when somebody wants to know.
 pub struct SpaceWatch {
@@ -131,7 +134,7 @@ impl SpaceWatch {
         self.reserve_bytes.store(reserve, Ordering::Relaxed);
         // Once full it must get a little better than that, or it would change all the time.
         let needed = match self.is_full.load(Ordering::Acquire) {
-            true => reserve.saturating_add(reserve / 16),
+            true => reserve.saturating_add(recovery_of(reserve)),
             false => reserve,
         };
         self.set_full(space.available_bytes < needed);
@@ -161,6 +164,11 @@ fn reserve_of(total_bytes: u64, setting: Option<u64>) -> u64 {
     })
 }
 
+/// How much more than its reserve a disk has free before it takes records again.
+fn recovery_of(reserve_bytes: u64) -> u64 {
+    (reserve_bytes / 16).min(RECOVERY_MAX_BYTES)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -179,5 +187,9 @@ mod tests {
             assert_eq!(reserve_of(total, None), expected, "{total}");
         }
         assert_eq!(reserve_of(gib, Some(7)), 7);
+        // However large the reserve is said to be, a disk does not have to be emptied first.
+        for (reserve, expected) in [(0, 0), (gib, gib / 16), (100 * gib, gib / 4)] {
+            assert_eq!(recovery_of(reserve), expected, "{reserve}");
+        }
     }
 }

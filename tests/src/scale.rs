@@ -223,6 +223,7 @@ impl<'a> Run<'a> {
         let killed = probe::now();
         let began = Instant::now();
         cluster.kill_9(BROKERS[0]);
+        let dead = probe::now();
         // As brokers know it; REST shows it when the controllers do.
         let wanted = f64::from(self.partition_count());
         let mut first = None;
@@ -235,10 +236,16 @@ impl<'a> Run<'a> {
         });
         let all = began.elapsed();
         self.wait_until_led(&self.rest, Some(1));
-        let lines = probe.finish(DEADLINE);
-        let acks = lines.iter().filter_map(|line| Ack::parse(line));
-        let since = acks.filter(|ack| ack.ended >= killed).map(|ack| ack.took());
-        let in_use = since.max().expect("it was written to after the kill");
+        let mut in_use = Duration::ZERO;
+        // Until one has begun when the broker was dead: the longest may be one that was under way.
+        probe.wait_for_line("a write after the kill", DEADLINE, |line| {
+            let ack = Ack::parse(line)?;
+            if ack.ended >= killed {
+                in_use = in_use.max(ack.took());
+            }
+            (ack.began >= dead).then_some(())
+        });
+        probe.finish(DEADLINE);
         self.say(&format!(
             "kill -9 of a broker that led {led}: the partition in use waited for {:.2} s; first seen led elsewhere after {:.2} s, \
              all after {:.2} s, known to the controllers after {:.2} s",

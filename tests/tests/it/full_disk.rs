@@ -28,19 +28,22 @@ fn available(folder: &Path) -> u64 {
     found.f_bavail * found.f_frsize
 }
 
-/// Takes room on the disk without writing to it.
-fn take_room(file: &Path, bytes: u64) {
-    let file = File::create(file).expect("the folder is writable");
-    let size = i64::try_from(bytes).expect("it fits");
-    // SAFETY: the descriptor is open for the call.
-    let result = unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, size) };
-    assert_eq!(result, 0, "{}", std::io::Error::from_raw_os_error(result));
+/// Grows a file, without writing to it, until the disk has less left than `wanted` bytes.
+fn leave_less_than(file: &File, wanted: u64) {
+    let size = file.metadata().expect("it is open").len();
+    let more = available(&std::env::temp_dir()).saturating_sub(wanted);
+    if more > 0 {
+        let size = i64::try_from(size + more + GIB).expect("it fits");
+        // SAFETY: the descriptor is open for the call.
+        let result = unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, size) };
+        assert_eq!(result, 0, "{}", std::io::Error::from_raw_os_error(result));
+    }
 }
 
 #[test]
 fn a_full_disk_refuses_records_and_room_is_enough_to_go_on() {
     // What brokers keep free is near to what is free: others may take some of it meanwhile.
-    let reserve = available(&std::env::temp_dir()).saturating_sub(3 * GIB);
+    let reserve = available(&std::env::temp_dir()).saturating_sub(8 * GIB);
     let setting = "CHRONIK_BROKER_STORAGE__RESERVE_BYTES";
     let options = Options {
         alone: true,
@@ -56,13 +59,13 @@ fn a_full_disk_refuses_records_and_room_is_enough_to_go_on() {
     write(&cluster, "full", 0, RECORDS);
 
     let filler = cluster.file("filler");
-    // Others may have given room back since the reserve was chosen.
-    let above_reserve = available(&std::env::temp_dir()).saturating_sub(reserve);
-    take_room(&filler, above_reserve + GIB);
+    let filling = File::create(&filler).expect("the folder is writable");
     let once = ["-partitions", "1", "-records", "1", "-retries", "0"];
     let once = [&once[..], &["-idempotent=false"]].concat();
     // Brokers look at their disks ten times a second.
     let told = wait_for("records to be refused", DEADLINE, || {
+        // Others may give room back at any time.
+        leave_less_than(&filling, reserve);
         let refused = produce(&cluster, "refused", &once, DEADLINE);
         holds(refused.acked == 0, "it was acknowledged")?;
         Ok::<_, String>(refused.first_error.clone())
@@ -87,6 +90,7 @@ fn a_full_disk_refuses_records_and_room_is_enough_to_go_on() {
     cluster.start_service(&leader);
     rest.wait_until_healthy("full", DEADLINE);
 
+    drop(filling);
     std::fs::remove_file(&filler).expect("it is there");
     write(&cluster, "full", RECORDS, 100);
     let all: Vec<u64> = (0..RECORDS + 100).collect();
