@@ -5,6 +5,7 @@ mod client;
 mod harness;
 mod ways;
 
+mod bad_disk_test;
 mod cut_off_test;
 mod life_test;
 mod rebuild_test;

@@ -39,5 +39,5 @@ mod process;
 mod test_wait;
 
 #[cfg(test)]
-pub(crate) use process::start_with;
+pub(crate) use process::{Host, start_with};
 pub use process::{Running, start};

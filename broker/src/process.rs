@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use chronik_storage::Storage;
+use chronik_storage::{Disk, RealDisk, Storage};
 use chronik_telemetry::http::{Health, serve_http};
 use chronik_types::id::{BrokerId, RaftGroupId};
 use futures::StreamExt;
@@ -62,17 +62,29 @@ pub struct Running {
     tasks: JoinSet<anyhow::Result<&'static str>>,
 }
 
+/// What a broker runs on: its network and its disk. Tests put others in their place.
+pub(crate) struct Host {
+    pub connector: Arc<dyn Connector>,
+    pub disk: Arc<dyn Disk>,
+}
+
+impl Default for Host {
+    fn default() -> Self {
+        Host {
+            connector: Arc::new(GrpcConnector),
+            disk: Arc::new(RealDisk),
+        }
+    }
+}
+
 /// Starts a broker. It serves what it has on its disk at once, and registers as soon as a
 /// controller answers. Boxed, so that all of it is compiled with this crate, not with its callers.
 pub fn start(config: Config) -> BoxFuture<'static, anyhow::Result<Running>> {
-    Box::pin(start_with(config, Arc::new(GrpcConnector)))
+    Box::pin(start_with(config, Host::default()))
 }
 
-/// As `start`, with another way to connect to peers.
-pub(crate) async fn start_with(
-    config: Config,
-    connector: Arc<dyn Connector>,
-) -> anyhow::Result<Running> {
+/// As `start`, on another host.
+pub(crate) async fn start_with(config: Config, host: Host) -> anyhow::Result<Running> {
     config.validate().map_err(anyhow::Error::msg)?;
     // 1. Ports first: a second process on the same machine fails before it touches anything.
     let rpc_listener = bind(config.rpc_listen, "rpc-listen").await?;
@@ -80,7 +92,7 @@ pub(crate) async fn start_with(
     let rpc_address = rpc_listener.local_addr()?;
     let http_address = http_listener.local_addr()?;
     // 2. Storage, the last image, the transport.
-    let mut parts = Parts::open(&config, rpc_address, connector).await?;
+    let mut parts = Parts::open(&config, rpc_address, host).await?;
     // 3. The replicas known from disk.
     let saved = parts.client.view().borrow().clone();
     parts.reconciler.reconcile(&saved).await;

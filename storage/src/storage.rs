@@ -189,8 +189,7 @@ impl Storage {
         }
     }
 
-    /// The disk has no room for new records: a leader should refuse them before it assigns offsets.
-    /// Passes by itself when there is room again.
+    /// The disk has no room for new records. Passes by itself when there is room again.
     pub fn is_full(&self) -> bool {
         self.owner.core.space.found().is_full
     }

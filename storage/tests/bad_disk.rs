@@ -25,6 +25,7 @@ fn open_with(disk: &FaultyDisk, change: impl FnOnce(&mut StorageConfig)) -> Stor
 fn append_next(log: &PartitionLog, size: usize) -> Result<LogEntry, StorageError> {
     let index = log.last_entry_id().map_or(0, |(index, _)| index + 1);
     let entry = data(index, 1, log.log_end_offset().0, &vec![index as u8; size]);
+    log.check_room(size)?;
     append(log, vec![entry.clone()])?;
     log.set_committed(index);
     Ok(entry)

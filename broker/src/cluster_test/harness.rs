@@ -7,21 +7,25 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use chronik_storage::disk::FaultyDisk;
 use chronik_types::cluster_image::ClusterImage;
 use chronik_types::id::{BrokerId, RaftGroupId};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use super::ways::Ways;
+use crate::Host;
 use crate::config::{Config, ReplicationSettings};
 use crate::fake_controller::{FakeController, Serving};
-use crate::peers::{Connector, Peers};
+use crate::peers::Peers;
 use crate::replica::Replica;
 use crate::replicas::WeakReplicas;
-use crate::test_wait::wait_for;
+use crate::test_wait::{until, wait_for};
 
 const LIMIT: Duration = Duration::from_secs(40);
 pub const BROKERS: [i32; 3] = [1, 2, 3];
+/// Of a disk that can be full.
+const RESERVE_BYTES: u64 = 64 << 20;
 
 pub struct TestBroker {
     pub rpc_address: SocketAddr,
@@ -33,7 +37,7 @@ pub struct TestBroker {
 }
 
 impl TestBroker {
-    fn start(config: Config, connector: Arc<dyn Connector>) -> TestBroker {
+    fn start(config: Config, host: Host) -> TestBroker {
         let (kill, killed) = oneshot::channel();
         let (started, addresses) = mpsc::channel();
         let stop = CancellationToken::new();
@@ -44,7 +48,7 @@ impl TestBroker {
                 .build()
                 .unwrap();
             let outcome = runtime.block_on(async move {
-                let running = crate::start_with(config, connector).await?;
+                let running = crate::start_with(config, host).await?;
                 let replicas = running.replicas().downgrade();
                 let peers = running.peers().clone();
                 started
@@ -91,6 +95,8 @@ pub struct Cluster {
     tune: fn(&mut ReplicationSettings),
     /// Ways between brokers that a test may cut.
     pub ways: Ways,
+    /// Brokers on disks that fail when told to; the others have their files in `folder`.
+    pub disks: BTreeMap<i32, FaultyDisk>,
     pub brokers: BTreeMap<i32, TestBroker>,
 }
 
@@ -114,12 +120,28 @@ impl Cluster {
         controller: &Serving,
         tune: fn(&mut ReplicationSettings),
     ) -> Cluster {
+        Self::on(BTreeMap::new(), folder, controller, tune)
+    }
+
+    /// Every broker with a disk that fails when told to.
+    pub fn on_faulty_disks(folder: &Path, controller: &Serving) -> Cluster {
+        let disks = BROKERS.map(|id| (id, FaultyDisk::new()));
+        Self::on(disks.into(), folder, controller, |_| {})
+    }
+
+    fn on(
+        disks: BTreeMap<i32, FaultyDisk>,
+        folder: &Path,
+        controller: &Serving,
+        tune: fn(&mut ReplicationSettings),
+    ) -> Cluster {
         init_log();
         let mut cluster = Cluster {
             folder: folder.to_owned(),
             controller: controller.address.clone(),
             tune,
             ways: Ways::default(),
+            disks,
             brokers: BTreeMap::new(),
         };
         for id in BROKERS {
@@ -140,10 +162,20 @@ impl Cluster {
         };
         config.storage.wal_file_size_bytes = 4 * 1024 * 1024;
         // However full the machine's disk is.
-        config.storage.reserve_bytes = Some(0);
+        let reserve_bytes = match self.disks.contains_key(&id) {
+            true => RESERVE_BYTES,
+            false => 0,
+        };
+        config.storage.reserve_bytes = Some(reserve_bytes);
         (self.tune)(&mut config.replication);
-        let connector = self.ways.connector(id);
-        let broker = TestBroker::start(config, connector);
+        let mut host = Host {
+            connector: self.ways.connector(id),
+            ..Host::default()
+        };
+        if let Some(disk) = self.disks.get(&id) {
+            host.disk = Arc::new(disk.clone());
+        }
+        let broker = TestBroker::start(config, host);
         self.ways.add(id, broker.rpc_address);
         self.brokers.insert(id, broker);
     }
@@ -153,6 +185,24 @@ impl Cluster {
         let address = broker.rpc_address;
         broker.kill();
         address
+    }
+
+    /// From now on the disk of a broker has no room above its reserve; the broker knows.
+    pub async fn fill_disk(&self, id: i32) {
+        let disk = &self.disks[&id];
+        disk.set_capacity(Some(disk.used_bytes() + RESERVE_BYTES / 2));
+        let log = self.brokers[&id].replicas.all()[0].log().clone();
+        until("the disk is full", || log.check_room(1).is_err()).await;
+    }
+
+    /// Waits for the end of a broker that nobody told to stop, and gives its reason.
+    pub async fn ended_by_itself(&mut self, id: i32) -> String {
+        let mut broker = self.brokers.remove(&id).unwrap();
+        let thread = broker.thread.take().unwrap();
+        let ended = || thread.is_finished().then_some(());
+        wait_for("the broker ends", async || ended()).await;
+        let outcome = thread.join().unwrap();
+        format!("{:#}", outcome.expect_err("it does not end well"))
     }
 
     /// It hands over first.

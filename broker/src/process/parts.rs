@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use arc_swap::ArcSwap;
-use chronik_storage::{RealDisk, Storage, StorageConfig};
+use chronik_storage::{Disk, Storage, StorageConfig};
 use chronik_telemetry::http::Health;
 use chronik_types::cluster_image::ClusterImage;
 use chronik_types::id::{BrokerId, RaftGroupId};
@@ -33,7 +33,8 @@ use crate::leadership::{
 };
 use crate::log_life::{CompactionLimits, LogLifeOptions, run_log_life};
 use crate::metrics::BrokerMetrics;
-use crate::peers::{Behind, Connector, Nudge, Peers, PeersOptions};
+use crate::peers::{Behind, Nudge, Peers, PeersOptions};
+use crate::process::Host;
 use crate::reconcile::{ReconcileOptions, Reconciler};
 use crate::replica::Upkeep;
 use crate::replica::raft_config::raft_config;
@@ -81,9 +82,9 @@ impl Parts {
     pub(super) async fn open(
         config: &Config,
         rpc_address: SocketAddr,
-        connector: Arc<dyn Connector>,
+        host: Host,
     ) -> anyhow::Result<Parts> {
-        let storage = open_storage(config).await?;
+        let storage = open_storage(config, host.disk).await?;
         let stop = CancellationToken::new();
         let broker_id = BrokerId(config.broker_id);
         let incarnation = Uuid::new_v4();
@@ -125,7 +126,7 @@ impl Parts {
             disk: disk_watch(config, &storage),
             stop: stop.clone(),
         };
-        let (peers, nudges) = Peers::with_connector(peers_options, connector);
+        let (peers, nudges) = Peers::with_connector(peers_options, host.connector);
         let (wanted, upkeep_wanted) = mpsc::unbounded_channel();
         let (groups_sender, group_events) = mpsc::unbounded_channel();
         let missing = watch::Sender::new(0);
@@ -274,7 +275,7 @@ fn disk_watch(config: &Config, storage: &Storage) -> Option<Arc<DiskWatch>> {
     Some(Arc::new(DiskWatch::new(storage.clone(), stuck_after)))
 }
 
-async fn open_storage(config: &Config) -> anyhow::Result<Storage> {
+async fn open_storage(config: &Config, disk: Arc<dyn Disk>) -> anyhow::Result<Storage> {
     let folder = config.data_dir.clone();
     let storage = StorageConfig {
         dir: folder.join("storage"),
@@ -288,7 +289,7 @@ async fn open_storage(config: &Config) -> anyhow::Result<Storage> {
     let opened = tokio::task::spawn_blocking(move || {
         std::fs::create_dir_all(&storage.dir)
             .with_context(|| format!("cannot create {}; check data-dir", storage.dir.display()))?;
-        Storage::open(storage, Arc::new(RealDisk)).context("cannot open the storage")
+        Storage::open(storage, disk).context("cannot open the storage")
     });
     opened.await?
 }

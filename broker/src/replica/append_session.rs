@@ -11,13 +11,13 @@ use std::task::{Context, Poll};
 use futures::stream::{BoxStream, StreamExt, unfold};
 use futures::{Stream, ready};
 use openraft::errors::Fatal;
-use openraft::raft::{AppendEntriesRequest, StreamAppendResult};
+use openraft::raft::StreamAppendResult;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::engine::Engine;
-use super::raft_config::TypeConfig;
+use super::raft_config::{AppendRequest, TypeConfig};
+use super::room::Requests;
 
-type Request = AppendEntriesRequest<TypeConfig>;
 type Answer = StreamAppendResult<TypeConfig>;
 
 /// The session cannot go on, and why.
@@ -28,12 +28,9 @@ pub struct SessionEnded(pub String);
 /// Answers to `requests`, in their order; ends with the first that is not a match.
 pub fn answers(
     engine: Arc<Engine>,
-    requests: BoxStream<'static, Request>,
+    requests: BoxStream<'static, AppendRequest>,
 ) -> BoxStream<'static, Result<Answer, SessionEnded>> {
-    let input = Input {
-        requests,
-        stash: None,
-    };
+    let input = Requests::new(requests, engine.log().clone());
     let session = Session {
         engine,
         input: Arc::new(Mutex::new(input)),
@@ -47,25 +44,10 @@ pub fn answers(
     }))
 }
 
-/// Where the instances of a session take its requests from, one instance after the other.
-struct Input {
-    requests: BoxStream<'static, Request>,
-    /// Taken from `requests` when its instance was closing: the first for the next one.
-    stash: Option<Request>,
-}
-
-impl Input {
-    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Request>> {
-        match self.stash.take() {
-            Some(request) => Poll::Ready(Some(request)),
-            None => self.requests.poll_next_unpin(context),
-        }
-    }
-}
-
 struct Session {
     engine: Arc<Engine>,
-    input: Arc<Mutex<Input>>,
+    /// Where the instances take them from, one instance after the other.
+    input: Arc<Mutex<Requests>>,
     serving: Option<Serving>,
 }
 
@@ -83,7 +65,7 @@ impl Session {
                 if let Some(answer) = self.engine.follow_at_rest(&request).await {
                     return Some(Ok(answer));
                 }
-                lock(&self.input).stash = Some(request);
+                lock(&self.input).put_back(request);
                 match Self::serve(&self.engine, &self.input).await {
                     Ok(serving) => self.serving = Some(serving),
                     Err(error) => return Some(Err(error)),
@@ -106,14 +88,14 @@ impl Session {
     }
 
     /// The next request, while no instance serves. None: there will be no more.
-    fn first(&self) -> impl Future<Output = Option<Request>> + Send + use<> {
+    fn first(&self) -> impl Future<Output = Option<AppendRequest>> + Send + use<> {
         let input = self.input.clone();
         futures::future::poll_fn(move |context| lock(&input).poll_next(context))
     }
 
     async fn serve(
         engine: &Arc<Engine>,
-        input: &Arc<Mutex<Input>>,
+        input: &Arc<Mutex<Requests>>,
     ) -> Result<Serving, SessionEnded> {
         loop {
             let raft = engine.wake().await;
@@ -140,16 +122,19 @@ impl Session {
 
 /// Requests of the session for one instance, until that closes.
 struct Feed {
-    input: Arc<Mutex<Input>>,
+    input: Arc<Mutex<Requests>>,
     number: u64,
     in_use: Arc<InUse>,
     closing: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
 impl Stream for Feed {
-    type Item = Request;
+    type Item = AppendRequest;
 
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Request>> {
+    fn poll_next(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<AppendRequest>> {
         if self.closing.as_mut().poll(context).is_ready() {
             return Poll::Ready(None);
         }
@@ -160,7 +145,7 @@ impl Stream for Feed {
         if self.in_use.enter(self.number) {
             return Poll::Ready(Some(request));
         }
-        input.stash = Some(request);
+        input.put_back(request);
         Poll::Ready(None)
     }
 }
@@ -202,6 +187,6 @@ impl Drop for InUse {
     }
 }
 
-fn lock(input: &Mutex<Input>) -> MutexGuard<'_, Input> {
+fn lock(input: &Mutex<Requests>) -> MutexGuard<'_, Requests> {
     input.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -135,6 +135,11 @@ pub struct Engine {
 }
 
 impl Engine {
+    /// The log that Raft keeps its entries in.
+    pub(super) fn log(&self) -> &PartitionLog {
+        &self.log
+    }
+
     pub fn new(
         replica_id: ReplicaId,
         log: PartitionLog,

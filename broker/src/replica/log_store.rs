@@ -33,10 +33,10 @@ use super::raft_config::{
 use super::traces::Traces;
 use crate::blocking;
 
-/// How often an append looks for room while the storage is full, and how often it says so.
-const ROOM_RETRY_MIN: Duration = Duration::from_millis(5);
-const ROOM_RETRY_MAX: Duration = Duration::from_millis(100);
-const ROOM_WARN_INTERVAL: Duration = Duration::from_secs(10);
+/// How often an append tries again while the storage's memory is full, and how often it says so.
+const MEMORY_RETRY_MIN: Duration = Duration::from_millis(5);
+const MEMORY_RETRY_MAX: Duration = Duration::from_millis(100);
+const MEMORY_WARN_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The log of one group as openraft sees it. Clones share everything.
 #[derive(Clone)]
@@ -155,29 +155,30 @@ impl LogStore {
         Ok(out)
     }
 
-    /// Appends; waits while the storage holds all the uncommitted data that it may, for as long as
-    /// that takes: an error here would end this instance of Raft. Other groups' commits make room; a
-    /// storage that fails or closes ends the wait, and so does the closing of the instance, which waits for
-    /// this.
-    async fn append_when_there_is_room(
+    /// Appends; waits while the storage holds all the data in memory that it may, for as long as
+    /// that takes: an error here would end this instance of Raft. Flushes and other groups' commits make
+    /// room in memory. The disk's room was asked for where the entries came in, since Raft does nothing else
+    /// meanwhile, not even vote. A storage that fails or closes ends the wait, and so does the closing of the
+    /// instance, which waits for this.
+    async fn append_when_taken(
         &self,
         entries: Vec<LogEntry>,
         when_durable: WhenDurable,
     ) -> io::Result<()> {
         let when_durable = Arc::new(Mutex::new(Some(when_durable)));
-        let mut pause = ROOM_RETRY_MIN;
-        let mut warn_at = Instant::now() + ROOM_WARN_INTERVAL;
+        let mut pause = MEMORY_RETRY_MIN;
+        let mut warn_at = Instant::now() + MEMORY_WARN_INTERVAL;
         loop {
             match self
                 .log
                 .append(entries.clone(), self::callback(&when_durable))
             {
                 Ok(()) => return Ok(()),
-                Err(error @ (StorageError::Overloaded { .. } | StorageError::Full { .. })) => {
+                Err(error @ StorageError::Overloaded { .. }) => {
                     if Instant::now() >= warn_at {
                         let raft_group_id = self.log.group_id();
-                        tracing::warn!(%raft_group_id, %error, "an append waits for room");
-                        warn_at = Instant::now() + ROOM_WARN_INTERVAL;
+                        tracing::warn!(%raft_group_id, %error, "an append waits for room in memory");
+                        warn_at = Instant::now() + MEMORY_WARN_INTERVAL;
                     }
                 }
                 Err(error) => return Err(io_error(error)),
@@ -188,7 +189,7 @@ impl LogStore {
                     return Err(io::Error::other("the replica is closed while an append waits for room"));
                 }
             }
-            pause = pause.saturating_mul(2).min(ROOM_RETRY_MAX);
+            pause = pause.saturating_mul(2).min(MEMORY_RETRY_MAX);
         }
     }
 
@@ -463,7 +464,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
                 payload,
             });
         }
-        let appended = self.append_when_there_is_room(out, when_durable).await;
+        let appended = self.append_when_taken(out, when_durable).await;
         self.growth.grew(self.log.group_id());
         appended
     }

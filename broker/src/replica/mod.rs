@@ -27,6 +27,7 @@ pub mod purge;
 mod queue;
 pub mod read;
 mod rebuild;
+mod room;
 pub mod state_machine;
 
 #[cfg(test)]
@@ -347,7 +348,7 @@ impl Replica {
         if self.log.is_overloaded() {
             return Err(AppendError::Overloaded);
         }
-        if self.log.is_full() {
+        if self.log.check_room(item.records.len()).is_err() {
             return Err(AppendError::Storage);
         }
         let (max_message_bytes, log_append_time, compacts) = {

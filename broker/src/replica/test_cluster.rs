@@ -10,6 +10,7 @@ use bytes::Bytes;
 use chronik_storage::disk::faulty::FaultyDisk;
 use chronik_storage::{SegmentFile, Storage, StorageConfig};
 use chronik_types::id::{BrokerId, RaftGroupId, ReplicaId};
+use futures::stream::StreamExt;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{RPCError, RaftError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::{RPCOption, RaftNetworkFactory, RaftNetworkV2};
@@ -17,8 +18,9 @@ use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendError,
     TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
 };
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
+use tokio_stream::wrappers::ReceiverStream;
 
 use super::copy::Fetched;
 use super::engine::RaftHandle;
@@ -120,16 +122,17 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         _option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
         let replica = self.router.replica(self.from, self.to)?;
-        let response = match replica.engine().follow_at_rest(&rpc).await {
-            Some(Ok(_)) => AppendEntriesResponse::Success,
-            Some(Err(StreamAppendError::HigherVote(vote))) => {
-                AppendEntriesResponse::HigherVote(vote)
-            }
-            Some(Err(StreamAppendError::Conflict(_))) => AppendEntriesResponse::Conflict,
-            None => {
-                let raft = self.router.find(self.from, self.to).await?;
-                raft.append_entries(rpc).await.map_err(remote)?
-            }
+        let unreachable = |why| RPCError::Unreachable(Unreachable::from_string(why));
+        // The session ends with this call, however that ends.
+        let (session, requests) = mpsc::channel(1);
+        let _ = session.try_send(rpc);
+        let requests = ReceiverStream::new(requests).boxed();
+        let answer = replica.append_stream(requests).next().await;
+        let response = match answer.ok_or_else(|| unreachable("no answer".to_owned()))? {
+            Ok(Ok(_)) => AppendEntriesResponse::Success,
+            Ok(Err(StreamAppendError::HigherVote(vote))) => AppendEntriesResponse::HigherVote(vote),
+            Ok(Err(StreamAppendError::Conflict(_))) => AppendEntriesResponse::Conflict,
+            Err(stopped) => return Err(unreachable(stopped.to_string())),
         };
         // The answer crosses the network as well.
         self.router.replica(self.from, self.to)?;

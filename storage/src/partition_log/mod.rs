@@ -36,7 +36,7 @@ pub const FLUSH_FROM_BYTES: usize = 1 << 20;
 
 /// Handle on the log of one partition. Cheap to clone; all clones are the same log. Calls do not
 /// wait for the disk unless they say so, and never for room: data that finds none is refused
-/// (`Overloaded`, `Full`).
+/// (`Overloaded`).
 #[derive(Clone)]
 pub struct PartitionLog {
     pub(crate) log: Arc<Log>,
@@ -267,10 +267,10 @@ impl PartitionLog {
         flushed + batches.sum::<u64>()
     }
 
-    /// The disk has no room for new records: a leader should refuse them before it assigns offsets.
-    /// Passes by itself when there is room again.
-    pub fn is_full(&self) -> bool {
-        self.log.core.space.found().is_full
+    /// `Full`: the disk has no room for so many bytes of new records, which are to be refused or held back
+    /// before they are given an offset or reach Raft. Passes by itself when there is room again.
+    pub fn check_room(&self, new_bytes: usize) -> Result<(), StorageError> {
+        self.log.core.space.check(new_bytes)
     }
 
     /// Data of this and other logs that waits for its commit has used up half of the memory budget:

@@ -25,7 +25,8 @@ const APPEND_MAX_BYTES: usize = 1 << 30;
 impl PartitionLog {
     /// Appends entries that continue the log, in index and in offset; readable when it returns. An
     /// empty log may start at any index. `on_durable` is called once from the WAL thread, after
-    /// the fsync that covers them; not at all if this returns an error.
+    /// the fsync that covers them; not at all if this returns an error. `Overloaded`: later. Whether the
+    /// disk has room is the caller's to ask before (`check_room`): what was taken then goes, into the reserve.
     pub fn append(
         &self,
         entries: Vec<LogEntry>,
@@ -47,7 +48,6 @@ impl PartitionLog {
 
             // That nothing is taken any more is the reason to give, before any want of room.
             let refused = |error| core.wal.check_open().err().unwrap_or(error);
-            core.space.check(bytes).map_err(refused)?;
             let has_uncommitted = {
                 let state = self.log.lock();
                 state.next_index() > state.committed_next
