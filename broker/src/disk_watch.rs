@@ -1,26 +1,74 @@
 //! Whether this broker's log gets on. A disk that hangs fails nothing, and all else of the broker lives: its
 //! links answer, and its leaders are taken for living while nothing they are given becomes durable.
 //!
-//! Invariant: nobody watches while nobody asks, which pings of peers do: a broker without peers is not watched. The
-//! first look that finds work only begins to count.
+//! Invariant: time in which the process did not run counts for nothing. The first look that finds work only begins
+//! to count.
 
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use chronik_storage::{Storage, WalProgress};
+use prometheus_client::metrics::gauge::Gauge;
+use tokio::sync::watch;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
-/// Between two looks, at most, where the process runs: what lies between later ones it did not live through.
-const LOOKS_APART_MAX: Duration = Duration::from_secs(3);
+/// From one look to the next, at most; a tenth of the limit if that is less.
+const LOOK_INTERVAL_MAX: Duration = Duration::from_secs(1);
 
-/// Looks at the progress of the WAL.
+/// Looks at the progress of the WAL, and says when it is stuck.
 pub struct DiskWatch {
     storage: Storage,
-    stuck_after: Duration,
-    seen: Mutex<Seen>,
+    looks: Looks,
+    is_stuck: watch::Sender<bool>,
+    metric: Gauge,
 }
 
-struct Seen {
+impl DiskWatch {
+    /// Stuck is a disk on which one write takes longer than `stuck_after`; after that, until none has taken
+    /// long for as long.
+    pub fn new(storage: Storage, stuck_after: Duration, metric: Gauge) -> Self {
+        let looks = Looks::new(storage.wal_progress(), stuck_after, Instant::now());
+        Self {
+            storage,
+            looks,
+            is_stuck: watch::Sender::new(false),
+            metric,
+        }
+    }
+
+    pub fn is_stuck(&self) -> watch::Receiver<bool> {
+        self.is_stuck.subscribe()
+    }
+
+    /// Watches until `stop`.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let interval = self.looks.interval();
+        while stop
+            .run_until_cancelled(tokio::time::sleep(interval))
+            .await
+            .is_some()
+        {
+            let is_stuck = self.looks.look(self.storage.wal_progress(), Instant::now());
+            if is_stuck == *self.is_stuck.borrow() {
+                continue;
+            }
+            match is_stuck {
+                true => tracing::error!(
+                    limit_ms = self.looks.stuck_after.as_millis(),
+                    "the disk does not take the log: this broker leads nothing that others can lead until it does; \
+                     look at the disk of the data folder"
+                ),
+                false => tracing::info!("the disk takes the log again"),
+            }
+            self.metric.set(i64::from(is_stuck));
+            self.is_stuck.send_replace(is_stuck);
+        }
+    }
+}
+
+/// What was seen of the WAL.
+struct Looks {
+    stuck_after: Duration,
     progress: WalProgress,
     looked: Instant,
     /// When the WAL was last seen to get on, or to have nothing to do.
@@ -30,54 +78,36 @@ struct Seen {
     is_stuck: bool,
 }
 
-impl DiskWatch {
-    pub fn new(storage: Storage, stuck_after: Duration) -> Self {
-        let now = Instant::now();
-        let seen = Seen {
-            progress: storage.wal_progress(),
+impl Looks {
+    fn new(progress: WalProgress, stuck_after: Duration, now: Instant) -> Self {
+        Self {
+            stuck_after,
+            progress,
             looked: now,
             at: now,
             slow_at: now,
             is_stuck: false,
-        };
-        Self {
-            storage,
-            stuck_after,
-            seen: Mutex::new(seen),
         }
     }
 
-    /// Whether one write takes longer than the limit; after that, until none has taken long for as long. To be
-    /// asked every now and then.
-    pub fn is_stuck(&self) -> bool {
-        self.look(self.storage.wal_progress(), Instant::now())
+    fn interval(&self) -> Duration {
+        (self.stuck_after / 10).min(LOOK_INTERVAL_MAX)
     }
 
-    fn look(&self, progress: WalProgress, now: Instant) -> bool {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let was_away = now.saturating_duration_since(seen.looked) > LOOKS_APART_MAX;
-        if !progress.has_work || progress != seen.progress || was_away {
-            seen.at = now;
+    fn look(&mut self, progress: WalProgress, now: Instant) -> bool {
+        // Later looks are those of a process that was stopped: what lies between it did not live through.
+        let was_away = now.saturating_duration_since(self.looked) > self.interval() * 4;
+        if !progress.has_work || progress != self.progress || was_away {
+            self.at = now;
         }
-        (seen.progress, seen.looked) = (progress, now);
-        let waits = now.saturating_duration_since(seen.at);
+        (self.progress, self.looked) = (progress, now);
+        let waits = now.saturating_duration_since(self.at);
         if waits > self.stuck_after / 5 {
-            seen.slow_at = now;
+            self.slow_at = now;
         }
-        let is_calm = now.saturating_duration_since(seen.slow_at) > self.stuck_after;
-        let is_stuck = waits > self.stuck_after || (seen.is_stuck && !is_calm);
-        let was_stuck = std::mem::replace(&mut seen.is_stuck, is_stuck);
-        drop(seen);
-        match (was_stuck, is_stuck) {
-            (false, true) => tracing::error!(
-                seconds = waits.as_secs_f64(),
-                "the disk does not take the log: this broker leads nothing until it does; look at the disk of \
-                 the data folder"
-            ),
-            (true, false) => tracing::info!("the disk takes the log again"),
-            _ => {}
-        }
-        is_stuck
+        let is_calm = now.saturating_duration_since(self.slow_at) > self.stuck_after;
+        self.is_stuck = waits > self.stuck_after || (self.is_stuck && !is_calm);
+        self.is_stuck
     }
 }
 
@@ -96,19 +126,18 @@ mod tests {
     fn a_write_that_does_not_end_is_seen_and_a_slow_one_is_not() {
         let (storage, mut driver) =
             Storage::open_driven(StorageConfig::default(), Arc::new(FaultyDisk::new())).unwrap();
-        let watch = DiskWatch::new(storage.clone(), Duration::from_secs(5));
+        let mut now = Instant::now();
+        let mut looks = Looks::new(storage.wal_progress(), Duration::from_secs(5), now);
         let log = storage.open_log(RaftGroupId(1)).unwrap();
         let write = || {
             let vote = Bytes::from_static(b"mine");
             log.save_vote(vote, Box::new(|_| {})).unwrap();
         };
-        let mut now = Instant::now();
-        // Looked at every second, as by pings.
         let mut is_stuck_after = |seconds| {
-            let mut is_stuck = watch.look(storage.wal_progress(), now);
+            let mut is_stuck = looks.look(storage.wal_progress(), now);
             for _ in 0..seconds {
                 now += Duration::from_secs(1);
-                is_stuck = watch.look(storage.wal_progress(), now);
+                is_stuck = looks.look(storage.wal_progress(), now);
             }
             is_stuck
         };
@@ -131,6 +160,6 @@ mod tests {
         write();
         assert!(!is_stuck_after(1));
         let later = Instant::now() + Duration::from_secs(3600);
-        assert!(!watch.look(storage.wal_progress(), later));
+        assert!(!looks.look(storage.wal_progress(), later));
     }
 }

@@ -18,6 +18,7 @@ pub const CAMPAIGNS: &str = "chronik_broker_campaigns";
 pub const ELECTION_SECONDS: &str = "chronik_broker_election_seconds";
 pub const REPLICATION_SECONDS: &str = "chronik_broker_replication_seconds";
 pub const REPORTS: &str = "chronik_broker_partition_reports";
+pub const DISK_STUCK: &str = "chronik_broker_disk_stuck";
 pub const PEERS_CONNECTED: &str = "chronik_broker_peers_connected";
 pub const COPIED_BYTES: &str = "chronik_broker_copied_bytes";
 pub const COPIED_BYTES_SERVED: &str = "chronik_broker_copied_bytes_served";
@@ -55,6 +56,8 @@ pub struct BrokerMetrics {
     pub replication_seconds: Histogram,
     /// Partition reports sent to the controllers.
     pub reports: Counter,
+    /// 1 while the disk does not take the log, else 0.
+    pub disk_stuck: Gauge,
     /// Peers that are connected.
     pub peers_connected: Gauge,
     /// Bytes of logs fetched from other brokers in bulk.
@@ -107,9 +110,15 @@ impl BrokerMetrics {
             compactions: Counter::default(),
             registered: Gauge::default(),
             image_revision: Gauge::default(),
+            disk_stuck: Gauge::default(),
         };
         let m = &metrics;
         let gauges = [
+            (
+                DISK_STUCK,
+                "1 while the disk does not take the log, and others lead what this broker led",
+                &m.disk_stuck,
+            ),
             (REPLICAS, "Replicas that run here", &m.replicas),
             (
                 REPLICAS_MISSING,
@@ -261,6 +270,7 @@ mod tests {
             ELECTION_SECONDS,
             REPLICATION_SECONDS,
             REPORTS,
+            DISK_STUCK,
             PEERS_CONNECTED,
             COPIED_BYTES,
             COPIED_BYTES_SERVED,

@@ -87,7 +87,7 @@ impl Broker {
             groups: Arc::new(replicas.downgrade()),
             behind: tokio::sync::mpsc::channel(1).0,
             replication_seconds: crate::metrics::seconds_histogram(),
-            disk: None,
+            is_disk_stuck: watch::channel(false).1,
             stop: CancellationToken::new(),
         });
         let image = Arc::new(ArcSwap::from_pointee(image()));

@@ -10,6 +10,7 @@ use chronik_proto::v1;
 use chronik_types::id::BrokerId;
 use futures::StreamExt;
 use rand::Rng;
+use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
@@ -20,7 +21,6 @@ use super::connector::{ConnectError, Connector, Frames};
 use super::link::Link;
 use super::queue::FrameQueue;
 use super::state::LinkState;
-use crate::disk_watch::DiskWatch;
 
 /// Timing of links.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,10 +87,10 @@ pub async fn dial(
     address: String,
     ends: Ends,
     timing: LinkTiming,
-    disk: Option<Arc<DiskWatch>>,
+    is_disk_stuck: watch::Receiver<bool>,
     stop: CancellationToken,
 ) {
-    let is_stuck = || disk.as_ref().is_some_and(|disk| disk.is_stuck());
+    let is_stuck = || *is_disk_stuck.borrow();
     let work = async {
         let mut wait = timing.redial_min;
         loop {

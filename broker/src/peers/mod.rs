@@ -35,7 +35,6 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use crate::disk_watch::DiskWatch;
 use crate::replica::raft_config::Vote;
 use crate::replica::{OpenError, Replica, ReplicaOptions};
 
@@ -83,8 +82,8 @@ pub struct PeersOptions {
     pub behind: mpsc::Sender<Behind>,
     /// From giving entries to the link to a follower to its answer that they are on its disk.
     pub replication_seconds: Histogram,
-    /// Of this broker; `None`: not watched.
-    pub disk: Option<Arc<DiskWatch>>,
+    /// Whether the disk of this broker does not take its log (`disk_watch`).
+    pub is_disk_stuck: watch::Receiver<bool>,
     pub stop: CancellationToken,
 }
 
@@ -201,8 +200,9 @@ impl Peers {
                 };
                 let timing = self.inner.options.timing;
                 let (link, connector) = (peer.link.clone(), self.inner.connector.clone());
-                let (address, disk) = (address.clone(), self.inner.options.disk.clone());
-                let dial = dial::dial(link, connector, address, ends, timing, disk, stop);
+                let address = address.clone();
+                let is_stuck = self.inner.options.is_disk_stuck.clone();
+                let dial = dial::dial(link, connector, address, ends, timing, is_stuck, stop);
                 self.inner.tasks.spawn(dial);
             }
         }
@@ -253,8 +253,7 @@ impl Peers {
     /// Whether that broker's messages are of no use here: this one cannot answer them, or cannot write what
     /// they say.
     fn is_deaf_to(&self, broker: BrokerId) -> bool {
-        let disk = self.inner.options.disk.as_ref();
-        self.does_not_reach(broker) || disk.is_some_and(|disk| disk.is_stuck())
+        self.does_not_reach(broker) || *self.inner.options.is_disk_stuck.borrow()
     }
 
     /// Whether this broker knows a living leader of the group, other than the candidate's broker.

@@ -204,7 +204,7 @@ async fn node(broker_id: BrokerId, address: Option<SocketAddr>) -> Node {
         groups: groups.clone(),
         behind: behind_sender,
         replication_seconds: crate::metrics::seconds_histogram(),
-        disk: None,
+        is_disk_stuck: watch::channel(false).1,
         stop: stop.clone(),
     });
     let router = Server::builder().add_service(peers.service());

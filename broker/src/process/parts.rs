@@ -123,7 +123,7 @@ impl Parts {
             groups: Arc::new(replicas.downgrade()),
             behind: behind_sender,
             replication_seconds: metrics.replication_seconds.clone(),
-            disk: disk_watch(config, &storage),
+            is_disk_stuck: watch_disk(config, &storage, &metrics, &stop),
             stop: stop.clone(),
         };
         let (peers, nudges) = Peers::with_connector(peers_options, host.connector);
@@ -269,10 +269,21 @@ impl Parts {
     }
 }
 
-fn disk_watch(config: &Config, storage: &Storage) -> Option<Arc<DiskWatch>> {
-    let stuck_after = NonZeroU64::new(config.replication.disk_stuck_ms)?;
-    let stuck_after = Duration::from_millis(stuck_after.get());
-    Some(Arc::new(DiskWatch::new(storage.clone(), stuck_after)))
+/// Whether the disk does not take the log; never, if nobody is to watch.
+fn watch_disk(
+    config: &Config,
+    storage: &Storage,
+    metrics: &BrokerMetrics,
+    stop: &CancellationToken,
+) -> watch::Receiver<bool> {
+    let stuck_after = Duration::from_millis(config.replication.disk_stuck_ms);
+    if stuck_after.is_zero() {
+        return watch::channel(false).1;
+    }
+    let watch = DiskWatch::new(storage.clone(), stuck_after, metrics.disk_stuck.clone());
+    let is_stuck = watch.is_stuck();
+    tokio::spawn(watch.run(stop.clone()));
+    is_stuck
 }
 
 async fn open_storage(config: &Config, disk: Arc<dyn Disk>) -> anyhow::Result<Storage> {

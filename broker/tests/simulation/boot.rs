@@ -21,6 +21,7 @@ use chronik_broker::replicas::Replicas;
 use chronik_broker::resting::{self, RestTiming};
 use chronik_storage::Storage;
 use chronik_types::id::BrokerId;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -128,6 +129,10 @@ impl Boot {
         settings: &ReplicationSettings,
         end: &CancellationToken,
     ) -> (Peers, mpsc::Receiver<Nudge>) {
+        let stuck_after = Duration::from_millis(settings.disk_stuck_ms);
+        let watch = DiskWatch::new(self.storage.clone(), stuck_after, Gauge::default());
+        let is_disk_stuck = watch.is_stuck();
+        tokio::spawn(watch.run(end.clone()));
         let (peers, nudges) = Peers::with_connector(
             PeersOptions {
                 broker_id: self.broker_id,
@@ -137,10 +142,7 @@ impl Boot {
                 // Nobody is ever so far behind here that it needs a copy of segment files.
                 behind: mpsc::channel(1).0,
                 replication_seconds: seconds_histogram(),
-                disk: Some(Arc::new(DiskWatch::new(
-                    self.storage.clone(),
-                    Duration::from_millis(settings.disk_stuck_ms),
-                ))),
+                is_disk_stuck,
                 stop: end.clone(),
             },
             self.network.connector(self.broker_id),

@@ -119,6 +119,11 @@ fn a_broker_whose_disk_hangs_leads_nothing_until_it_does_not() {
         holds(led, format!("{partitions:?}"))
     });
     let led = began.elapsed();
+    let stuck = |wanted| {
+        let stuck = cluster.metric("broker-1", "chronik_broker_disk_stuck")?;
+        holds(stuck == wanted, format!("{stuck}"))
+    };
+    wait_for("the metrics to say so", DEADLINE, || stuck(1.0));
     production.wait_until_acked_more(5_000, PRODUCE_DEADLINE);
     report(&format!(
         "a broker whose disk hangs leads nothing any more after {:.1} s; its clients went on after {:.1} s",
@@ -130,6 +135,7 @@ fn a_broker_whose_disk_hangs_leads_nothing_until_it_does_not() {
     drop(stall);
     rest.wait_until_healthy("stuck", DEADLINE);
     wait_for("the broker to lead again", DEADLINE, leads_some);
+    wait_for("the metrics to say so", DEADLINE, || stuck(0.0));
     let produced = production.finish(PRODUCE_DEADLINE);
     produced.verify(&cluster);
     produced.assert_at_least_acked(10_000);

@@ -71,7 +71,7 @@ fn options(stop: CancellationToken) -> DriverOptions {
         groups: Arc::new(replicas.downgrade()),
         behind: mpsc::channel(1).0,
         replication_seconds: crate::metrics::seconds_histogram(),
-        disk: None,
+        is_disk_stuck: watch::channel(false).1,
         stop: stop.clone(),
     });
     let view = ClusterView {
