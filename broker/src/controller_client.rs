@@ -206,12 +206,14 @@ impl ControllerClient {
         self.inner.acted_revision.store(revision, Ordering::Relaxed);
     }
 
-    /// Sends reports of partitions led here, and how far replicas are that are being filled. An
+    /// Sends reports of partitions led here, how far replicas are that are being filled, and how much has
+    /// come of copies taken here. An
     /// error means that no report is decided.
     pub async fn report(
         &self,
         reports: Vec<v1::PartitionReport>,
         progress: Vec<v1::MoveProgress>,
+        copies: Vec<v1::CopyProgress>,
     ) -> Result<Vec<v1::PartitionReportResult>, ReportError> {
         let inner = &self.inner;
         let epoch = (*inner.epoch.borrow()).ok_or(ReportError::NotRegistered)?;
@@ -220,6 +222,7 @@ impl ControllerClient {
             broker_epoch: epoch.0,
             reports,
             progress,
+            copies,
         };
         let response = inner
             .call(|mut client| {

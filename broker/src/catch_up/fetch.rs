@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use tracing::{debug, info};
 
+use super::progress::Copies;
 use super::source::{Source, SourceError};
 use super::throttle::Throttle;
 use super::unfinished::{StillBusy, Unfinished};
@@ -43,6 +44,7 @@ pub struct Shared {
     /// Writes and checks what comes.
     pub background: Background,
     pub unfinished: Unfinished,
+    pub copies: Copies,
     pub metrics: BrokerMetrics,
 }
 
@@ -109,7 +111,10 @@ pub async fn run(shared: Arc<Shared>, behind: watch::Receiver<Behind>) -> Result
         leader,
         others,
     });
-    if let Err(error) = copy.fetch_all().await {
+    let listed = shared.copies.list(group, &copy.installer);
+    let fetched = copy.fetch_all().await;
+    drop(listed);
+    if let Err(error) = fetched {
         // Not where the disk or the bytes are at fault.
         if matches!(error, FetchError::Source(_)) {
             let installer = copy.installer.clone();

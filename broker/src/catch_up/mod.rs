@@ -9,6 +9,7 @@
 
 mod failures;
 mod fetch;
+mod progress;
 mod rebuild;
 mod source;
 mod throttle;
@@ -35,6 +36,7 @@ use crate::peers::Behind;
 use crate::replicas::Replicas;
 
 pub use fetch::FetchError;
+pub use progress::Copies;
 
 /// Pauses after a copy that failed; the leader keeps asking meanwhile.
 const RETRY_DELAY_MIN: Duration = Duration::from_millis(500);
@@ -54,6 +56,8 @@ pub struct CatchUpOptions {
     pub parallel_max: usize,
     /// What writes and checks that which comes.
     pub background: Background,
+    /// Where the copies under way are listed.
+    pub copies: Copies,
     pub metrics: BrokerMetrics,
     pub stop: CancellationToken,
 }
@@ -89,6 +93,7 @@ pub async fn run_catch_up(options: CatchUpOptions) {
         bytes_per_second,
         parallel_max,
         background,
+        copies,
         metrics,
         stop,
     } = options;
@@ -102,6 +107,7 @@ pub async fn run_catch_up(options: CatchUpOptions) {
             throttle: throttle::Throttle::new(bytes_per_second),
             background,
             unfinished,
+            copies,
             metrics,
         }),
         parallel_max,

@@ -23,7 +23,7 @@ use uuid::Uuid;
 use super::named;
 use super::observer::Observer;
 use crate::blocking::Background;
-use crate::catch_up::{CatchUpOptions, run_catch_up};
+use crate::catch_up::{CatchUpOptions, Copies, run_catch_up};
 use crate::config::Config;
 use crate::consumer_group::replica_log::ConsumerGroups;
 use crate::controller_client::{ClientOptions, ControllerClient, HeldLogs, Registration};
@@ -213,6 +213,7 @@ impl Parts {
             draining: draining.subscribe(),
             stop: self.stop.clone(),
         };
+        let copies = Copies::default();
         let reporter = ReporterOptions {
             broker_id: self.broker_id,
             lag_max: Duration::from_millis(settings.replica_lag_time_max_ms),
@@ -220,6 +221,7 @@ impl Parts {
             view: self.client.view(),
             links: self.peers.links(),
             led,
+            copies: copies.clone(),
             metrics: self.metrics.clone(),
             stop: self.stop.clone(),
         };
@@ -231,6 +233,7 @@ impl Parts {
             bytes_per_second: NonZeroU64::new(config.log.copy_bytes_per_second),
             parallel_max: config.log.copies_max,
             background: self.background,
+            copies,
             metrics: self.metrics.clone(),
             stop: self.stop.clone(),
         };

@@ -196,7 +196,12 @@ fn render_reassignments(answer: &Value) -> String {
                 Value::Null => "all".to_owned(),
                 lag => cell(lag),
             };
-            format!("{}: {lag} of {log_entries}", cell(&replica["broker_id"]))
+            let copy = match copied_percent(&replica["copy"]) {
+                Some(percent) => format!(" (copy: {percent} %)"),
+                None => String::new(),
+            };
+            let broker = cell(&replica["broker_id"]);
+            format!("{broker}: {lag} of {log_entries}{copy}")
         });
         let left = left.collect::<Vec<_>>().join(", ");
         table.row(vec![
@@ -214,6 +219,12 @@ fn render_reassignments(answer: &Value) -> String {
         ]);
     }
     table.render()
+}
+
+fn copied_percent(copy: &Value) -> Option<u64> {
+    let copied = copy["copied_bytes"].as_u64()?;
+    let total = copy["total_bytes"].as_u64()?;
+    copied.saturating_mul(100).checked_div(total)
 }
 
 fn render_results(answer: &Value, done: &str) -> String {
@@ -302,12 +313,16 @@ mod tests {
             "topic": "t", "partition": 0, "active": true, "cause": "request",
             "original": [1, 2], "target": [3, 4],
             "progress": {"log_entries": 10, "replicas": [
-                {"broker_id": 3, "lag_entries": 4}, {"broker_id": 4, "lag_entries": null},
+                {"broker_id": 3, "lag_entries": 4}, {"broker_id": 4, "lag_entries": null,
+                    "copy": {"copied_bytes": 50, "total_bytes": 120}},
             ]},
         }]});
         let shown = render_reassignments(&answer);
         assert!(shown.contains("moving"), "{shown}");
-        assert!(shown.contains("3: 4 of 10, 4: all of 10"), "{shown}");
+        assert!(
+            shown.contains("3: 4 of 10, 4: all of 10 (copy: 41 %)"),
+            "{shown}"
+        );
     }
 
     #[test]

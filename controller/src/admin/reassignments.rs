@@ -196,11 +196,7 @@ fn state(
     partition: &Partition,
 ) -> Option<v1::ReassignmentState> {
     let moving = partition.reassignment.as_deref()?;
-    let progress = {
-        let moves = controller.moves();
-        let progress = moves.of(partition.raft_group_id, now());
-        progress.map(|progress| progress.to_wire(partition.raft_group_id))
-    };
+    let progress = controller.moves().to_wire(partition.raft_group_id, now());
     let ids = |brokers: Vec<BrokerId>| brokers.into_iter().map(|id| id.0).collect();
     // While a move waits its turn, its target is not there yet: Kafka's tools expect it all the same.
     let mut replicas: Vec<BrokerId> = moving.target.clone();

@@ -112,6 +112,16 @@ pub struct ReplicaProgress {
     pub broker_id: i32,
     /// Entries that the leader has and this replica lacks; none: nothing is known of it yet.
     pub lag_entries: Option<u64>,
+    /// The copy of segment files that the replica takes now, if it does.
+    pub copy: Option<CopyProgress>,
+}
+
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct CopyProgress {
+    /// What has come.
+    pub copied_bytes: u64,
+    /// Of the whole copy.
+    pub total_bytes: u64,
 }
 
 #[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
@@ -214,6 +224,10 @@ impl From<v1::ReassignmentState> for Reassignment {
         let replica = |replica: v1::move_progress::Replica| ReplicaProgress {
             broker_id: replica.broker_id,
             lag_entries: replica.lag_entries,
+            copy: replica.copy.map(|copy| CopyProgress {
+                copied_bytes: copy.copied_bytes,
+                total_bytes: copy.total_bytes,
+            }),
         };
         let progress = state.progress.map(|progress| MoveProgress {
             log_entries: progress.log_entries,

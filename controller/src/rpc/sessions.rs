@@ -157,7 +157,9 @@ impl SessionsRpc {
             .get(&session.broker_id)
             .is_some_and(|b| !b.fenced && b.broker_epoch == session.broker_epoch);
         if current {
-            self.controller.moves().take(request.progress, now());
+            let mut moves = self.controller.moves();
+            moves.take(request.progress, now());
+            moves.take_copies(session.broker_id, &request.copies, now());
         } else if request.reports.is_empty() {
             response.fenced = true;
         }

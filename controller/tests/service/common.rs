@@ -282,6 +282,7 @@ impl FakeBroker {
             broker_epoch: self.broker_epoch,
             reports,
             progress: Vec::new(),
+            copies: Vec::new(),
         };
         within("report", self.sessions.report_partitions(request))
             .await

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -41,6 +42,8 @@ pub struct Installer {
     manifest: LogManifest,
     generation: u32,
     parts: Vec<Mutex<Part>>,
+    /// Of all parts.
+    received_bytes: AtomicU64,
     /// It has a description on the disk; a rebuild has none.
     is_described: bool,
     is_committed: bool,
@@ -86,6 +89,10 @@ impl Storage {
     }
 }
 
+fn received_of(parts: &[Mutex<Part>]) -> u64 {
+    parts.iter().map(|part| lock(part).received.bytes()).sum()
+}
+
 impl Installer {
     /// For a manifest that was checked.
     pub(super) fn new(log: Arc<Log>, manifest: LogManifest) -> Result<Installer, StorageError> {
@@ -110,11 +117,13 @@ impl Installer {
             ..Part::default()
         };
         let parts = begun.received.into_iter().map(part);
+        let parts: Vec<Mutex<Part>> = parts.map(Mutex::new).collect();
         Installer {
             log,
             manifest: begun.manifest,
             generation: begun.generation,
-            parts: parts.map(Mutex::new).collect(),
+            received_bytes: received_of(&parts).into(),
+            parts,
             is_described: false,
             is_committed: false,
         }
@@ -151,6 +160,7 @@ impl Installer {
             Mutex::default()
         });
         self.parts = parts.collect();
+        self.received_bytes = received_of(&self.parts).into();
         came.values().for_each(|(gone, _)| self.remove(gone));
         if self.is_described {
             self.describe()?;
@@ -188,7 +198,9 @@ impl Installer {
         core.write_file(group, id, file.kind(), position, bytes)?;
         let received = part.received.of_mut(file);
         if position <= *received {
-            *received = end.max(*received);
+            let more = end.saturating_sub(*received);
+            *received += more;
+            self.received_bytes.fetch_add(more, Ordering::Relaxed);
         }
         part.unsynced_bytes += bytes.len();
         if part.unsynced_bytes < SYNC_BYTES {
@@ -197,6 +209,11 @@ impl Installer {
         part.unsynced_bytes = 0;
         drop(part);
         self.sync(id, file.kind())
+    }
+
+    /// Bytes of all files that have come, of `total_bytes` of the manifest. Waits for nothing.
+    pub fn received_bytes(&self) -> u64 {
+        self.received_bytes.load(Ordering::Relaxed)
     }
 
     /// Bytes of a file that have come, counted from its start up to the first gap.
@@ -226,7 +243,8 @@ impl Installer {
                 // A deleted log has no files to check.
                 self.log.check_usable(&self.log.lock())?;
                 if matches!(error, StorageError::Corrupt { .. }) {
-                    part.received = Received::default();
+                    let less = std::mem::take(&mut part.received).bytes();
+                    self.received_bytes.fetch_sub(less, Ordering::Relaxed);
                 }
                 Err(error)
             }

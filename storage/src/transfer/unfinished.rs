@@ -51,6 +51,10 @@ impl Received {
         }
     }
 
+    pub fn bytes(&self) -> u64 {
+        self.log_bytes.saturating_add(self.sidecar_bytes)
+    }
+
     pub fn of(&self, file: SegmentFile) -> u64 {
         match file {
             SegmentFile::Log => self.log_bytes,

@@ -19,6 +19,7 @@ use tracing::debug;
 
 use self::led::LedTable;
 use super::driver::LedEvent;
+use crate::catch_up::Copies;
 use crate::controller_client::{ClusterView, ControllerClient, ReportError};
 use crate::metrics::BrokerMetrics;
 use crate::peers::LinkTable;
@@ -45,6 +46,8 @@ pub struct ReporterOptions {
     pub view: watch::Receiver<ClusterView>,
     pub links: watch::Receiver<LinkTable>,
     pub led: mpsc::UnboundedReceiver<LedEvent>,
+    /// Those that this broker takes.
+    pub copies: Copies,
     pub metrics: BrokerMetrics,
     pub stop: CancellationToken,
 }
@@ -64,6 +67,7 @@ pub async fn run(mut options: ReporterOptions) {
     let mut table = LedTable::new(options.broker_id, options.lag_max, growth);
     table.links_changed(options.links.borrow_and_update().clone());
     table.image_changed(options.view.borrow_and_update().image.clone());
+    let mut copy_count = options.copies.count();
     let mut sending: Option<Sending> = None;
     let mut scan_at: Option<Instant> = None;
     // No call before.
@@ -101,6 +105,10 @@ pub async fn run(mut options: ReporterOptions) {
                 }
                 table.image_changed(options.view.borrow_and_update().image.clone());
             }
+            // Whose sender lives in the options.
+            Ok(()) = copy_count.changed() => {
+                copy_count.borrow_and_update();
+            }
             Some(group) = grown.recv() => {
                 table.grew(group);
                 while let Ok(group) = grown.try_recv() {
@@ -120,21 +128,22 @@ pub async fn run(mut options: ReporterOptions) {
         }
         if sending.is_none() && now >= send_from {
             let reports = table.take_due(now, REPORTS_MAX);
-            let mut progress = Vec::new();
-            if table.is_moving() && now >= progress_at {
+            let (mut progress, mut copies) = (Vec::new(), Vec::new());
+            if (table.is_moving() || *copy_count.borrow() > 0) && now >= progress_at {
                 progress_at = now + PROGRESS_INTERVAL;
                 progress = table.move_progress();
+                copies = options.copies.progress();
             }
-            if !reports.is_empty() || !progress.is_empty() {
+            if !(reports.is_empty() && progress.is_empty() && copies.is_empty()) {
                 send_from = now + send_interval(reports.len());
                 options.metrics.reports.inc_by(reports.len() as u64);
                 let client = options.client.clone();
-                sending = Some(Box::pin(
-                    async move { client.report(reports, progress).await },
-                ));
+                sending = Some(Box::pin(async move {
+                    client.report(reports, progress, copies).await
+                }));
             }
         }
-        if scan_at.is_none() && !table.is_settled() {
+        if scan_at.is_none() && (!table.is_settled() || *copy_count.borrow() > 0) {
             scan_at = Some(now + SCAN_INTERVAL);
         }
         options

@@ -79,6 +79,7 @@ pub fn move_progress(
         v1::move_progress::Replica {
             broker_id: broker.0,
             lag_entries: matched.map(|f| log_entries.saturating_sub(entries(f.matched))),
+            copy: None,
         }
     });
     v1::MoveProgress {
