@@ -12,6 +12,7 @@ pub mod disk_watch;
 pub mod replica;
 pub mod replicas;
 pub mod resting;
+pub mod throttle;
 
 pub mod peers;
 

@@ -30,6 +30,8 @@ pub struct SpaceWatch {
     /// When to ask the disk next, in milliseconds since `started`.
     next_look_ms: AtomicU64,
     is_full: AtomicBool,
+    /// A write failed for lack of room, and the disk was not asked since.
+    has_no_room: AtomicBool,
     available_bytes: AtomicU64,
     total_bytes: AtomicU64,
     reserve_bytes: AtomicU64,
@@ -55,6 +57,7 @@ impl SpaceWatch {
             started: Instant::now(),
             next_look_ms: AtomicU64::new(0),
             is_full: AtomicBool::new(false),
+            has_no_room: AtomicBool::new(false),
             available_bytes: AtomicU64::new(u64::MAX),
             total_bytes: AtomicU64::new(u64::MAX),
             reserve_bytes: AtomicU64::new(0),
@@ -79,6 +82,24 @@ impl SpaceWatch {
             true => Err(StorageError::Full {
                 available_bytes: found.available_bytes,
                 reserve_bytes: found.reserve_bytes,
+            }),
+        }
+    }
+
+    /// The same once half of the reserve is gone: what others have taken already is not to wait before that.
+    pub fn check_reserve(&self, new_bytes: usize) -> Result<(), StorageError> {
+        if self.check(new_bytes).is_ok() {
+            return Ok(());
+        }
+        let found = self.found();
+        let reserve_bytes = found.reserve_bytes / 2;
+        let is_used_up = self.has_no_room.load(Ordering::Acquire)
+            || found.available_bytes.saturating_sub(new_bytes as u64) < reserve_bytes;
+        match is_used_up {
+            false => Ok(()),
+            true => Err(StorageError::Full {
+                available_bytes: found.available_bytes,
+                reserve_bytes,
             }),
         }
     }
@@ -111,6 +132,7 @@ impl SpaceWatch {
             .now_ms()
             .saturating_add(AFTER_FAILURE.as_millis() as u64);
         self.next_look_ms.store(until, Ordering::Release);
+        self.has_no_room.store(true, Ordering::Release);
         self.set_full(true);
     }
 
@@ -120,6 +142,7 @@ impl SpaceWatch {
 
     fn look(&self) {
         self.unseen_bytes.store(0, Ordering::Release);
+        self.has_no_room.store(false, Ordering::Release);
         let space = match self.disk.space(&self.dir) {
             Ok(space) => space,
             Err(error) => {

@@ -60,6 +60,9 @@ fn records_are_refused_before_the_disk_is_full_and_taken_again_when_there_is_roo
         "{error}"
     );
     assert!(storage.is_full() && storage.stats().is_full);
+    // Half of the reserve is for what leaders elsewhere have taken.
+    assert!(log.check_room_to_follow(10).is_ok());
+    assert!(log.check_room_to_follow(80_000).is_err());
     // What keeps the cluster together still goes, and so does what makes room.
     let next = written.len() as u64;
     append(&log, vec![blank(next, 2), membership(next + 1, 2, b"m")]).unwrap();

@@ -32,6 +32,14 @@ fn sorted(paths: impl Iterator<Item = PathBuf>) -> Vec<PathBuf> {
     paths
 }
 
+/// What the records of all partitions take on one broker's disk, in bytes.
+pub fn size(cluster: &Cluster, broker: &str) -> u64 {
+    let files = files(cluster, broker, "log").into_iter();
+    // A file may go between two looks.
+    let sizes = files.flat_map(std::fs::metadata);
+    sizes.map(|metadata| metadata.len()).sum()
+}
+
 /// The bytes of all records on one broker, in the order of `files`.
 pub fn content(cluster: &Cluster, broker: &str) -> Vec<u8> {
     let read = |path: PathBuf| {

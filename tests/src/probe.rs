@@ -53,3 +53,18 @@ pub fn start(cluster: &Cluster, topic: &str, partitions: usize) -> Talking {
     probe.wait_for_line("a first ack", DEADLINE, Ack::parse);
     probe
 }
+
+/// How long the writes took that began within the window, in milliseconds, sorted.
+pub fn latencies(lines: &[String], window: std::ops::Range<u128>) -> Vec<f64> {
+    let acks = lines.iter().filter_map(|line| Ack::parse(line));
+    let acks = acks.filter(|ack| window.contains(&ack.began));
+    let mut found: Vec<f64> = acks.map(|ack| ack.took().as_secs_f64() * 1e3).collect();
+    found.sort_unstable_by(f64::total_cmp);
+    found
+}
+
+/// Of at least 300 writes.
+pub fn p99(sorted: &[f64]) -> f64 {
+    assert!(sorted.len() >= 300, "only {} writes", sorted.len());
+    sorted[sorted.len() * 99 / 100]
+}

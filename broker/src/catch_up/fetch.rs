@@ -3,7 +3,6 @@
 //! Invariant: the leader says what the log is; any replica may give the bytes, this one's own files
 //! included. A segment counts only once the storage has checked all of it.
 
-use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +15,6 @@ use tracing::{debug, info};
 
 use super::progress::Copies;
 use super::source::{Source, SourceError};
-use super::throttle::Throttle;
 use super::unfinished::{StillBusy, Unfinished};
 use crate::blocking::Background;
 use crate::controller_client::ClusterView;
@@ -25,6 +23,7 @@ use crate::peers::Behind;
 use crate::replica::Replica;
 use crate::replica::copy::{CopyError, Fetched, parts};
 use crate::replicas::Replicas;
+use crate::throttle::Throttle;
 
 /// Segments of one copy that come at the same time.
 const SEGMENTS_PARALLEL: usize = 3;
@@ -46,14 +45,6 @@ pub struct Shared {
     pub unfinished: Unfinished,
     pub copies: Copies,
     pub metrics: BrokerMetrics,
-}
-
-impl Shared {
-    /// The limit that operators set for every broker (`chronik cluster set`).
-    fn cluster_rate(&self) -> Option<NonZeroU64> {
-        let settings = &self.view.borrow().image.settings;
-        NonZeroU64::new(settings.reassignment_bytes_per_second?)
-    }
 }
 
 /// Why a copy did not come into force. The replica is as it was.
@@ -322,8 +313,7 @@ impl Copy {
                 let write = move || installer.write(segment, file, position, &bytes);
                 self.in_background(write).await?;
                 self.shared.metrics.copied_bytes.inc_by(size as u64);
-                let rate = self.shared.cluster_rate();
-                self.shared.throttle.passed(size, rate).await;
+                self.shared.throttle.passed(size).await;
             }
         }
         Ok(())

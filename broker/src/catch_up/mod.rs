@@ -12,7 +12,6 @@ mod fetch;
 mod progress;
 mod rebuild;
 mod source;
-mod throttle;
 mod unfinished;
 
 use std::collections::{HashMap, HashSet};
@@ -34,6 +33,7 @@ use crate::controller_client::ClusterView;
 use crate::metrics::BrokerMetrics;
 use crate::peers::Behind;
 use crate::replicas::Replicas;
+use crate::throttle::Throttle;
 
 pub use fetch::FetchError;
 pub use progress::Copies;
@@ -103,8 +103,8 @@ pub async fn run_catch_up(options: CatchUpOptions) {
         shared: Arc::new(fetch::Shared {
             storage,
             replicas,
+            throttle: Throttle::new(bytes_per_second, view.clone()),
             view,
-            throttle: throttle::Throttle::new(bytes_per_second),
             background,
             unfinished,
             copies,

@@ -9,7 +9,7 @@ use chronik_storage::disk::faulty::{Fault, Operation};
 use chronik_types::offset::Offset;
 
 use super::harness::{
-    BROKERS, Cluster, all_in_sync, all_registered, others_lead, preferred_leaders,
+    BROKERS, Cluster, RESERVE_BYTES, all_in_sync, all_registered, others_lead, preferred_leaders,
 };
 use crate::fake_controller::{FakeController, Serving};
 use crate::test_wait::{until, wait_for};
@@ -39,11 +39,11 @@ async fn a_follower_whose_disk_is_full_votes_for_the_next_leader() {
     let mut wrote = vec!["with room".to_owned()];
     cluster.produce(GROUP, &wrote[0]).await;
 
-    // Nothing is left above its reserve; the reserve itself is there.
+    // Half of its reserve is for what is on its way; less is left.
     let disk = cluster.disks[&FULL].clone();
     let full = cluster.started_replica_of(FULL, GROUP).await.log().clone();
     until("it has all", || full.log_end_offset() == Offset(1)).await;
-    cluster.fill_disk(FULL).await;
+    cluster.fill_disk(FULL, RESERVE_BYTES / 4).await;
     for number in 0..20 {
         wrote.push(format!("without broker {FULL}, {number}"));
         cluster.produce(GROUP, &wrote[wrote.len() - 1]).await;
@@ -57,8 +57,10 @@ async fn a_follower_whose_disk_is_full_votes_for_the_next_leader() {
         topic.is_some_and(|topic| topic.partitions[0].leader.is_some_and(|id| id.0 == THIRD))
     };
     controller.wait_for("the third leads", led).await;
-    let refused = cluster.ask_to_produce(FULL, GROUP, "refused").await;
-    assert_ne!(refused, PartitionError::None);
+    // It cannot commit anything; what was known to be committed is read.
+    let all = wrote.len() - 1;
+    assert_eq!(cluster.earliest(THIRD, GROUP).await, Some(0));
+    assert_eq!(cluster.read(THIRD, GROUP, all).await[..all], wrote[..all]);
 
     // There is room again: it gets what it missed, and both go on.
     disk.set_capacity(None);
@@ -71,13 +73,50 @@ async fn a_follower_whose_disk_is_full_votes_for_the_next_leader() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_on_its_way_when_the_disks_filled_up_comes_to_all() {
+    let folder = tempfile::tempdir().unwrap();
+    let serving = FakeController::serve().await;
+    let controller = &serving.controller;
+    let mut cluster = led(folder.path(), &serving).await;
+    for other in [LEADER, THIRD] {
+        cluster.ways.cut(&[(other, FULL), (FULL, other)]);
+    }
+    let wrote: Vec<String> = (0..5).map(|number| format!("record {number}")).collect();
+    for value in &wrote {
+        cluster.produce_at(&[LEADER, THIRD], GROUP, value).await;
+    }
+    for id in BROKERS {
+        cluster.fill_disk(id, RESERVE_BYTES * 3 / 4).await;
+    }
+    cluster.ways.heal();
+    let followed = cluster.replica_of(FULL, GROUP);
+    until("the one that was away has all", || {
+        followed.high_watermark() == Offset(5)
+    })
+    .await;
+    drop(followed);
+    // So any two of them go on, but for new records.
+    cluster.kill(LEADER);
+    let others = [FULL, THIRD];
+    let leader = wait_for("another leader", async || {
+        let image = controller.image();
+        let leader = image.topic_by_name("t").unwrap().partitions[0].leader?.0;
+        others.contains(&leader).then_some(leader)
+    })
+    .await;
+    until_refused(&cluster, leader).await;
+    assert_eq!(cluster.read(leader, GROUP, wrote.len()).await, wrote);
+    cluster.end();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_whose_disk_is_full_refuses_records_and_hands_over() {
     let folder = tempfile::tempdir().unwrap();
     let serving = FakeController::serve().await;
     let controller = &serving.controller;
     let mut cluster = led(folder.path(), &serving).await;
     cluster.produce(GROUP, "with room").await;
-    cluster.fill_disk(LEADER).await;
+    cluster.fill_disk(LEADER, RESERVE_BYTES / 4).await;
     until_refused(&cluster, LEADER).await;
     assert_eq!(cluster.read(LEADER, GROUP, 1).await, vec!["with room"]);
     // An orderly stop needs no room but the reserve.

@@ -113,6 +113,23 @@ impl Cluster {
         values
     }
 
+    /// The partition's first offset, as its leader says.
+    pub async fn earliest(&self, id: i32, group: u64) -> Option<i64> {
+        let asked = v1::PartitionListOffsets {
+            raft_group_id: group,
+            current_leader_epoch: -1,
+            timestamp: -2,
+        };
+        let request = v1::ListOffsetsRequest {
+            read_committed: false,
+            partitions: vec![asked],
+        };
+        let mut client = self.client(id).await;
+        let response = client.list_offsets(request).await.unwrap().into_inner();
+        let found = &response.partitions[0];
+        (found.error() == v1::PartitionError::None).then_some(found.offset)
+    }
+
     pub async fn replica_exists(&self, id: i32, group: u64) -> bool {
         let mut client = self.client(id).await;
         let partition = v1::PartitionListOffsets {

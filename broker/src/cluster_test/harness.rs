@@ -25,7 +25,7 @@ use crate::test_wait::{until, wait_for};
 const LIMIT: Duration = Duration::from_secs(40);
 pub const BROKERS: [i32; 3] = [1, 2, 3];
 /// Of a disk that can be full.
-const RESERVE_BYTES: u64 = 64 << 20;
+pub const RESERVE_BYTES: u64 = 64 << 20;
 
 pub struct TestBroker {
     pub rpc_address: SocketAddr,
@@ -187,10 +187,10 @@ impl Cluster {
         address
     }
 
-    /// From now on the disk of a broker has no room above its reserve; the broker knows.
-    pub async fn fill_disk(&self, id: i32) {
+    /// From now on the disk of a broker has so much of its reserve left, and the broker knows.
+    pub async fn fill_disk(&self, id: i32, left_bytes: u64) {
         let disk = &self.disks[&id];
-        disk.set_capacity(Some(disk.used_bytes() + RESERVE_BYTES / 2));
+        disk.set_capacity(Some(disk.used_bytes() + left_bytes));
         let log = self.brokers[&id].replicas.all()[0].log().clone();
         until("the disk is full", || log.check_room(1).is_err()).await;
     }

@@ -24,6 +24,7 @@ use crate::replica::raft_config::{RaftTiming, raft_config};
 use crate::replica::{LogConfig, PartitionState, Replica, ReplicaOptions, Upkeep};
 use crate::replicas::Replicas;
 use crate::test_wait::{until, within};
+use crate::throttle::Throttle;
 
 const OFFSETS: RaftGroupId = RaftGroupId(3);
 const ORDERS: RaftGroupId = RaftGroupId(4);
@@ -87,6 +88,7 @@ impl Broker {
             groups: Arc::new(replicas.downgrade()),
             behind: tokio::sync::mpsc::channel(1).0,
             replication_seconds: crate::metrics::seconds_histogram(),
+            fill_throttle: Throttle::of(None),
             is_disk_stuck: watch::channel(false).1,
             stop: CancellationToken::new(),
         });

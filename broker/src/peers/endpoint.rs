@@ -49,6 +49,8 @@ pub trait RaftEndpoint: Send + Sync + 'static {
     fn has_entry(&self, last_log_id: &LogId) -> bool;
     /// The vote that the replica holds now.
     fn current_vote(&self) -> Vote;
+    /// Whether that replica is one of the group's voters, as far as is known here without asking.
+    fn is_voter(&self, replica: ReplicaId) -> bool;
     /// The replica itself leads now.
     fn is_leader(&self) -> bool;
     /// Speaks, as the leader, to a follower that misses one.
@@ -132,6 +134,10 @@ impl RaftEndpoint for Replica {
 
     fn current_vote(&self) -> Vote {
         self.vote()
+    }
+
+    fn is_voter(&self, replica: ReplicaId) -> bool {
+        Members::of(self).is_none_or(|members| members.all_voters().contains(&replica))
     }
 
     fn is_leader(&self) -> bool {

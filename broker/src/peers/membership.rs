@@ -18,8 +18,10 @@ use tokio_util::sync::CancellationToken;
 use crate::replica::raft_config::Membership;
 use crate::replica::{FollowerProgress, Replica};
 
-/// Entries that a new replica may be behind when it becomes a voter.
-const LAG_MAX: u64 = 64;
+/// A new replica becomes a voter when it has what the log had at most so long ago, or a little longer: the
+/// last round of Raft's dissertation, section 4.2.1, by time. Entries are of any size, so their number says
+/// nothing of how long the group would wait for it.
+const ROUND: Duration = Duration::from_millis(200);
 /// How long one change of membership may wait for its majority.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A new replica that gets nothing for this long makes room for other groups' changes.
@@ -183,8 +185,10 @@ async fn until_caught_up(
     let mut metrics = raft.data_metrics();
     let mut best = Vec::new();
     let mut deadline = Instant::now() + STALL_TIMEOUT;
+    let mut ends = RecentEnds::new(log_end(replica)?, Instant::now());
     loop {
-        let behind = lagging(replica, wanted)?;
+        ends.observe(log_end(replica)?, Instant::now());
+        let behind = lagging(replica, wanted, ends.older)?;
         if behind.is_empty() {
             return Ok(());
         }
@@ -202,14 +206,44 @@ async fn until_caught_up(
     }
 }
 
-/// The wanted replicas that are too far from the log end to vote. Those that vote already need not
-/// be up for a change; new ones must have the log.
+/// Where the log ended a moment ago, for who looks at every change of it.
+struct RecentEnds {
+    older: u64,
+    newer: u64,
+    newer_at: Instant,
+}
+
+impl RecentEnds {
+    fn new(end: u64, now: Instant) -> RecentEnds {
+        RecentEnds {
+            older: end,
+            newer: end,
+            newer_at: now,
+        }
+    }
+
+    /// `older` is then the end of one to two rounds ago.
+    fn observe(&mut self, end: u64, now: Instant) {
+        if now.saturating_duration_since(self.newer_at) >= ROUND {
+            self.older = self.newer;
+            (self.newer, self.newer_at) = (end, now);
+        }
+    }
+}
+
+fn log_end(replica: &Replica) -> Result<u64, MembershipError> {
+    let progress = replica.progress().ok_or(MembershipError::NotLeader)?;
+    Ok(progress.last_index.unwrap_or(0))
+}
+
+/// The wanted replicas that have not all up to `end`, and so must not vote yet. Those that vote already
+/// need not be up for a change.
 fn lagging(
     replica: &Replica,
     wanted: &BTreeSet<ReplicaId>,
+    end: u64,
 ) -> Result<Vec<FollowerProgress>, MembershipError> {
     let progress = replica.progress().ok_or(MembershipError::NotLeader)?;
-    let last = progress.last_index.unwrap_or(0);
     let voters = Members::of(replica)
         .ok_or(MembershipError::NotLeader)?
         .all_voters();
@@ -223,12 +257,30 @@ fn lagging(
             matched: known.and_then(|follower| follower.matched),
         }
     };
-    let is_near = |follower: &FollowerProgress| {
-        let matched = follower.matched;
-        matched.is_some_and(|matched| last.saturating_sub(matched) <= LAG_MAX)
-    };
+    let has_it =
+        |follower: &FollowerProgress| follower.matched.is_some_and(|matched| matched >= end);
     Ok(new
         .map(state)
-        .filter(|follower| !is_near(follower))
+        .filter(|follower| !has_it(follower))
         .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_replica_is_measured_by_the_end_of_a_moment_ago() {
+        let start = Instant::now();
+        let mut ends = RecentEnds::new(100, start);
+        // A log that grows by 10 with each of the looks, 50 ms apart.
+        for look in 1..=20 {
+            let now = start + Duration::from_millis(50).saturating_mul(look);
+            ends.observe(100 + 10 * u64::from(look), now);
+            let end = 100 + 10 * u64::from(look);
+            let age = Duration::from_millis(5 * (end - ends.older));
+            assert!(age < ROUND * 2, "{age:?}");
+            assert!(look <= 4 || age >= ROUND, "{age:?}");
+        }
+    }
 }

@@ -37,6 +37,7 @@ use uuid::Uuid;
 
 use crate::replica::raft_config::Vote;
 use crate::replica::{OpenError, Replica, ReplicaOptions};
+use crate::throttle::Throttle;
 
 pub use codec::Route;
 pub use connector::{ConnectError, Connector, Frames, GrpcConnector};
@@ -82,6 +83,8 @@ pub struct PeersOptions {
     pub behind: mpsc::Sender<Behind>,
     /// From giving entries to the link to a follower to its answer that they are on its disk.
     pub replication_seconds: Histogram,
+    /// What is sent by Raft to replicas that do not vote yet.
+    pub fill_throttle: Throttle,
     /// Whether the disk of this broker does not take its log (`disk_watch`).
     pub is_disk_stuck: watch::Receiver<bool>,
     pub stop: CancellationToken,
@@ -216,6 +219,18 @@ impl Peers {
     /// Leaders that have spoken to this process.
     pub fn heard(&self) -> &Heard {
         &self.inner.heard
+    }
+
+    /// Takes account of what was sent to a replica by Raft: if it does not vote yet, it gets no more before
+    /// the given time.
+    fn charge_fill(&self, route: Route, bytes: usize) -> Option<Instant> {
+        let throttle = &self.inner.options.fill_throttle;
+        throttle.rate()?;
+        let endpoint = self.groups().endpoint(route.group)?;
+        match endpoint.is_voter(route.to) {
+            true => None,
+            false => throttle.charge(bytes),
+        }
     }
 
     /// Waits for all tasks of the transport, which end when its token is cancelled.

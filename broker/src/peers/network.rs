@@ -24,9 +24,8 @@ use openraft::raft::{
     AppendEntriesRequest, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
     TransferLeaderResponse, VoteRequest, VoteResponse,
 };
-use prometheus_client::metrics::histogram::Histogram;
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 use chronik_proto::v1;
 use v1::peer_answer::Answer;
@@ -63,10 +62,11 @@ impl GroupNetwork {
             to,
         };
         ReplicaClient {
+            peers: self.peers.clone(),
             link: self.peers.link(to.broker_id),
-            replication_seconds: self.peers.replication_seconds().clone(),
             route,
             heartbeat,
+            next_at: None,
         }
     }
 }
@@ -85,11 +85,14 @@ impl RaftNetworkFactory<TypeConfig> for GroupNetwork {
 
 /// One replica's way to another one of its group.
 pub struct ReplicaClient {
+    peers: Peers,
     link: Arc<Link>,
-    replication_seconds: Histogram,
     route: Route,
     /// Used for heartbeats only: they are control messages, coalesced with all others.
     heartbeat: bool,
+    /// What went to a replica that is being filled has to be paid for until then. Raft opens a session for
+    /// each piece that it reads of a log.
+    next_at: Option<Instant>,
 }
 
 fn unreachable(error: &LinkError) -> RPCError<TypeConfig> {
@@ -113,8 +116,8 @@ impl NetStreamAppend<TypeConfig> for ReplicaClient {
             Box::pin(heartbeat(self, input))
         } else {
             let replication = Replication {
+                peers: &self.peers,
                 link: &self.link,
-                replication_seconds: &self.replication_seconds,
                 route: self.route,
                 input,
                 input_open: true,
@@ -122,6 +125,7 @@ impl NetStreamAppend<TypeConfig> for ReplicaClient {
                 window: VecDeque::new(),
                 window_bytes: 0,
                 blocked: None,
+                next_at: &mut self.next_at,
             };
             Box::pin(unfold(Some(replication), |state| async move {
                 let mut replication = state?;
@@ -158,8 +162,8 @@ where
 /// One pipelined replication session: appends go out while the window has room, and answers come
 /// back in their order.
 struct Replication<'s, S> {
+    peers: &'s Peers,
     link: &'s Arc<Link>,
-    replication_seconds: &'s Histogram,
     route: Route,
     input: S,
     input_open: bool,
@@ -170,6 +174,7 @@ struct Replication<'s, S> {
     window_bytes: usize,
     /// An append that waits for the window or for the link's budget.
     blocked: Option<Blocked>,
+    next_at: &'s mut Option<Instant>,
 }
 
 struct Blocked {
@@ -196,10 +201,17 @@ where
             if let Some(Blocked { size, .. }) = self.blocked
                 && self.has_room(size)
             {
+                let next_at = *self.next_at;
+                let reserve = async {
+                    if let Some(at) = next_at {
+                        sleep_until(at).await;
+                    }
+                    self.link.reserve(size).await
+                };
                 let permit = tokio::select! {
                     biased;
                     event = receive(&mut self.session) => return Some(self.answered(event)),
-                    permit = self.link.reserve(size) => permit,
+                    permit = reserve => permit,
                 };
                 if let Err(error) = permit.and_then(|permit| self.send(permit)) {
                     return Some(Err(unreachable(&error)));
@@ -251,6 +263,10 @@ where
         let session = self.session.as_ref().ok_or(broken.clone())?;
         let blocked = self.blocked.take().ok_or(broken)?;
         session.send(blocked.append, blocked.size)?;
+        *self.next_at = match blocked.since {
+            Some(_) => self.peers.charge_fill(self.route, blocked.size),
+            None => None,
+        };
         self.window_bytes = self.window_bytes.saturating_add(blocked.size);
         self.window.push_back(Unanswered {
             size: blocked.size,
@@ -271,7 +287,8 @@ where
                 let outcome = codec::outcome_from_wire(outcome).map_err(|error| invalid(&error))?;
                 if let (Some(since), Ok(_)) = (answered.since, &outcome) {
                     let took = since.elapsed();
-                    self.replication_seconds.observe(took.as_secs_f64());
+                    let seconds = self.peers.replication_seconds();
+                    seconds.observe(took.as_secs_f64());
                 }
                 Ok(outcome)
             }

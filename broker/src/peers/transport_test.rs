@@ -31,6 +31,7 @@ use crate::replica::codec::log_id;
 use crate::replica::raft_config::{
     Batches, Entry, EntryData, EntryPayload, LeaderId, LogId, TypeConfig, Vote,
 };
+use crate::throttle::Throttle;
 
 /// What pretended replicas have.
 const HAS_UP_TO: u64 = 50;
@@ -149,6 +150,10 @@ impl RaftEndpoint for FakeReplica {
         last_log_id.index <= HAS_UP_TO
     }
 
+    fn is_voter(&self, _replica: ReplicaId) -> bool {
+        true
+    }
+
     fn is_leader(&self) -> bool {
         false
     }
@@ -204,6 +209,7 @@ async fn node(broker_id: BrokerId, address: Option<SocketAddr>) -> Node {
         groups: groups.clone(),
         behind: behind_sender,
         replication_seconds: crate::metrics::seconds_histogram(),
+        fill_throttle: Throttle::of(None),
         is_disk_stuck: watch::channel(false).1,
         stop: stop.clone(),
     });

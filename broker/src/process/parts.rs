@@ -40,6 +40,7 @@ use crate::replica::Upkeep;
 use crate::replica::raft_config::raft_config;
 use crate::replicas::Replicas;
 use crate::resting;
+use crate::throttle::Throttle;
 
 /// Replicas here that need a copy of their leader's log and wait for their turn; leaders ask again.
 const BEHIND_MAX: usize = 1024;
@@ -123,6 +124,7 @@ impl Parts {
             groups: Arc::new(replicas.downgrade()),
             behind: behind_sender,
             replication_seconds: metrics.replication_seconds.clone(),
+            fill_throttle: Throttle::new(None, client.view()),
             is_disk_stuck: watch_disk(config, &storage, &metrics, &stop),
             stop: stop.clone(),
         };

@@ -201,7 +201,13 @@ impl Replica {
         current_leader_epoch: LeaderEpoch,
     ) -> Result<Option<TimestampOffset>, ReadError> {
         self.check_leader(current_leader_epoch)?;
-        let leadership = self.wait_until_ready().await?;
+        let is_start = matches!(timestamp, EARLIEST | EARLIEST_LOCAL);
+        let leadership = match self.wait_until_ready().await {
+            // Without a majority the start is what was last known, as for Kafka's new leaders. Records below
+            // the high watermark can be read then too.
+            Err(_) if is_start => self.check_leader(current_leader_epoch)?,
+            settled => settled?,
+        };
         let limit = self.high_watermark();
         let at = |offset| {
             let leader_epoch = self.epoch_of(offset);

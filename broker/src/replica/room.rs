@@ -81,7 +81,7 @@ impl Requests {
             // What keeps the cluster together is little, and has its place in the reserve.
             let checked = match bytes {
                 0 => Ok(()),
-                _ => self.log.check_room(bytes),
+                _ => self.log.check_room_to_follow(bytes),
             };
             let Err(error) = checked else {
                 self.wait = None;

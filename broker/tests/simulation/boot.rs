@@ -19,6 +19,7 @@ use chronik_broker::replica::raft_config::raft_config;
 use chronik_broker::replica::{PartitionState, Replica, ReplicaOptions, Upkeep};
 use chronik_broker::replicas::Replicas;
 use chronik_broker::resting::{self, RestTiming};
+use chronik_broker::throttle::Throttle;
 use chronik_storage::Storage;
 use chronik_types::id::BrokerId;
 use prometheus_client::metrics::gauge::Gauge;
@@ -142,6 +143,7 @@ impl Boot {
                 // Nobody is ever so far behind here that it needs a copy of segment files.
                 behind: mpsc::channel(1).0,
                 replication_seconds: seconds_histogram(),
+                fill_throttle: Throttle::of(None),
                 is_disk_stuck,
                 stop: end.clone(),
             },

@@ -7,7 +7,7 @@ use rand::Rng;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 
-use crate::host::{Cluster, Host};
+use crate::host::{Cluster, DISK_RESERVE_BYTES, Host};
 use crate::trace::event;
 
 /// What undoes a fault.
@@ -17,6 +17,8 @@ enum Repair {
     Heal(BrokerId, BrokerId),
     FastLink(BrokerId, BrokerId),
     FastDisk(BrokerId),
+    RoomyDisk(BrokerId),
+    ReadableDisk(BrokerId),
     Unfence(BrokerId),
     WholeIsr(RaftGroupId),
 }
@@ -28,6 +30,8 @@ pub struct Faults {
     /// Hosts whose process dies at the given time: by its power, or killed.
     doomed: BTreeMap<BrokerId, (u64, bool)>,
     pub fenced: BTreeSet<BrokerId>,
+    /// There was a broker that could not read its disk.
+    pub has_made_unreadable: bool,
     /// The view of the cluster changed.
     pub view_revision: u64,
 }
@@ -40,6 +44,7 @@ impl Faults {
             count: 0,
             doomed: BTreeMap::new(),
             fenced: BTreeSet::new(),
+            has_made_unreadable: false,
             view_revision: 1,
         }
     }
@@ -63,7 +68,7 @@ impl Faults {
         if now_ms >= self.next_at_ms && now_ms < cluster.plan.fault_ms {
             let mean = cluster.plan.fault_interval_ms;
             self.next_at_ms = now_ms + random.random_range(mean / 4..mean * 2);
-            self.strike(now_ms, cluster, hosts, random);
+            self.strike(now_ms, cluster, hosts, random)?;
         }
         Ok(())
     }
@@ -89,9 +94,10 @@ impl Faults {
             if host.is_doomed {
                 host.kill(&cluster.network);
             }
-            if host.is_asked_to_stop() {
+            if host.is_asked_to_stop() || host.cannot_read {
                 host.kill(&cluster.network);
             }
+            host.disk.set_capacity(None);
             host.frozen_until = 0;
             host.disk_stalls_until = 0;
             host.fsync_max_ms = cluster.plan.fsync_max_ms;
@@ -138,6 +144,15 @@ impl Faults {
             Repair::FastDisk(broker) => {
                 if let Some(host) = hosts.get_mut(&broker) {
                     host.fsync_max_ms = cluster.plan.fsync_max_ms;
+                }
+            }
+            Repair::RoomyDisk(broker) => hosts[&broker].disk.set_capacity(None),
+            Repair::ReadableDisk(broker) => {
+                // Copies from other replicas, which mend it without that, are not simulated.
+                if let Some(host) = hosts.get_mut(&broker).filter(|host| host.cannot_read) {
+                    host.kill(&cluster.network);
+                    cluster.network.set_frozen(broker, false);
+                    self.start(broker, cluster, host)?;
                 }
             }
             Repair::WholeIsr(id) => {
@@ -205,11 +220,16 @@ impl Faults {
         cluster: &Cluster,
         hosts: &mut BTreeMap<BrokerId, Host>,
         random: &mut StdRng,
-    ) {
-        let kind = random.random_range(0..17);
+    ) -> Result<(), String> {
+        let kind = random.random_range(0..19);
         match kind {
-            0..=5 | 12..=13 | 15 => self.strike_machine(kind, now_ms, cluster, hosts, random),
-            _ => self.strike_cluster(kind, now_ms, cluster, hosts, random),
+            0..=5 | 12..=13 | 15 | 17..=18 => {
+                self.strike_machine(kind, now_ms, cluster, hosts, random)
+            }
+            _ => {
+                self.strike_cluster(kind, now_ms, cluster, hosts, random);
+                Ok(())
+            }
         }
     }
 
@@ -221,7 +241,7 @@ impl Faults {
         cluster: &Cluster,
         hosts: &mut BTreeMap<BrokerId, Host>,
         random: &mut StdRng,
-    ) {
+    ) -> Result<(), String> {
         let one = *cluster.plan.brokers.choose(random).unwrap();
         let span = random.random_range(50..6_000);
         let host = hosts.get_mut(&one).unwrap();
@@ -256,6 +276,24 @@ impl Faults {
                 event!("the disk of broker {one} stalls for {span} ms");
                 host.disk_stalls_until = now_ms + span;
             }
+            17 => {
+                // What is above the reserve; the rest has room in it.
+                host.disk
+                    .set_capacity(Some(host.disk.used_bytes() + DISK_RESERVE_BYTES / 2));
+                event!("the disk of broker {one} is full");
+                self.later(now_ms + span, Repair::RoomyDisk(one));
+            }
+            18 if runs => {
+                // A new process has nothing in memory.
+                host.kill(&cluster.network);
+                cluster.network.set_frozen(one, false);
+                self.start(one, cluster, host)?;
+                if let Some(path) = host.make_unreadable(random) {
+                    self.has_made_unreadable = true;
+                    event!("broker {one} cannot read {path}");
+                    self.later(now_ms + span, Repair::ReadableDisk(one));
+                }
+            }
             15 => {
                 if let Some(running) = host.running.as_ref().filter(|_| runs) {
                     event!("broker {one} is asked to stop");
@@ -264,6 +302,7 @@ impl Faults {
             }
             _ => {}
         }
+        Ok(())
     }
 
     /// Something happens between machines, or to what the controllers say.

@@ -5,6 +5,7 @@
 //! the requests of clients.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
@@ -12,11 +13,13 @@ use chronik_broker::controller_client::ClusterView;
 use chronik_broker::replica::PartitionState;
 use chronik_broker::replicas::Replicas;
 use chronik_storage::disk::FaultyDisk;
+use chronik_storage::disk::faulty::{Fault, Operation};
 use chronik_storage::{Disk, Driver, Storage, StorageConfig};
 use chronik_types::id::{BrokerId, RaftGroupId, ReplicaId};
 use chronik_types::offset::Offset;
 use rand::Rng;
 use rand::rngs::StdRng;
+use rand::seq::IteratorRandom;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -27,6 +30,9 @@ use crate::plan::{Plan, Sabotage};
 use crate::process::Process;
 use crate::requests::{Request, Response};
 use crate::trace::event;
+
+/// Of a disk that can be full: more than a broker writes that takes no records.
+pub const DISK_RESERVE_BYTES: u64 = 64 << 20;
 
 /// What all brokers are told of the cluster.
 pub struct Cluster {
@@ -47,6 +53,8 @@ pub struct Host {
     pub fsync_max_ms: u64,
     /// How many processes there have been.
     pub process_count: u64,
+    /// The process cannot read all that it has written, for as long as it runs.
+    pub cannot_read: bool,
     /// The process has been told to fail, so that its errors are no surprise.
     pub is_doomed: bool,
     /// For `Sabotage::ForgetVotes`: the votes at the last start.
@@ -84,6 +92,7 @@ impl Host {
             disk_stalls_until: 0,
             fsync_max_ms,
             process_count: 0,
+            cannot_read: false,
             is_doomed: false,
             votes: BTreeMap::new(),
         }
@@ -93,6 +102,7 @@ impl Host {
     pub fn start(&mut self, cluster: &Cluster, view: ClusterView) -> Result<(), String> {
         self.process_count += 1;
         self.is_doomed = false;
+        self.cannot_read = false;
         let disk: Arc<dyn Disk> = match cluster.plan.sabotage {
             Sabotage::LyingDisks => Arc::new(LyingDisk(self.disk.clone())),
             _ => Arc::new(self.disk.clone()),
@@ -104,6 +114,7 @@ impl Host {
             memory_max_bytes: cluster.plan.memory_max_bytes,
             segment_bytes: cluster.plan.segment_bytes,
             open_files_max: 16,
+            reserve_bytes: Some(DISK_RESERVE_BYTES),
             ..StorageConfig::default()
         };
         let process = Process::new();
@@ -176,6 +187,21 @@ impl Host {
         if let Some(old) = old {
             log.save_vote(old, Box::new(|_| {})).unwrap();
         }
+    }
+
+    /// From now on the process gets an error for each read of one of its segments, which it names.
+    pub fn make_unreadable(&mut self, random: &mut StdRng) -> Option<String> {
+        let is_segment = |path: &PathBuf| path.extension().is_some_and(|e| e == "log");
+        let segments = self.disk.paths().into_iter().filter(is_segment);
+        let path = segments.choose(random)?.to_str()?.to_owned();
+        self.disk.inject(Fault {
+            operation: Operation::Read,
+            path_contains: path.clone().leak(),
+            after: 0,
+            error: ErrorKind::Other,
+        });
+        self.cannot_read = true;
+        Some(path)
     }
 
     /// Gives the process its turn, and its disk.

@@ -14,6 +14,8 @@ use crate::requests::Ask;
 use crate::transit::Transit;
 
 const ANSWER_LIMIT_MS: u64 = 2_000;
+/// How often it looks back at what it has read, which may not be in anybody's memory any more.
+const LOOKS_BACK: f64 = 0.02;
 
 pub struct Reader {
     client: usize,
@@ -22,10 +24,18 @@ pub struct Reader {
     target: BrokerId,
     pub next: Offset,
     last_epoch: LeaderEpoch,
-    asked: Option<(u64, u64)>,
+    asked: Option<Asked>,
     resume_at_ms: u64,
     /// It reads of any replica, not of the leader only.
     reads_anywhere: bool,
+}
+
+struct Asked {
+    request: u64,
+    until_ms: u64,
+    from: Offset,
+    /// It says nothing of where the reader is.
+    looks_back: bool,
 }
 
 /// What a reader got, to be judged.
@@ -52,19 +62,31 @@ impl Reader {
     }
 
     pub fn step(&mut self, now_ms: u64, transit: &mut Transit, random: &mut StdRng) {
-        if self.asked.is_some_and(|(_, until_ms)| until_ms <= now_ms) {
+        let is_late = |asked: &Asked| asked.until_ms <= now_ms;
+        if self.asked.as_ref().is_some_and(is_late) {
             self.asked = None;
             self.target = *self.brokers.choose(random).unwrap();
         }
         if self.asked.is_some() || now_ms < self.resume_at_ms {
             return;
         }
+        let looks_back = random.random_bool(LOOKS_BACK);
+        let from = match looks_back {
+            true => Offset(random.random_range(0..=self.next.0)),
+            false => self.next,
+        };
         let ask = match self.reads_anywhere {
-            true => Ask::ReadAny(self.next),
-            false => Ask::Read(self.next, self.last_epoch),
+            true => Ask::ReadAny(from),
+            false if looks_back => Ask::Read(from, LeaderEpoch(-1)),
+            false => Ask::Read(from, self.last_epoch),
         };
         let request = transit.send(self.client, self.target, self.group, ask, random);
-        self.asked = Some((request, now_ms + ANSWER_LIMIT_MS));
+        self.asked = Some(Asked {
+            request,
+            until_ms: now_ms + ANSWER_LIMIT_MS,
+            from,
+            looks_back,
+        });
     }
 
     pub fn answered(
@@ -72,12 +94,12 @@ impl Reader {
         now_ms: u64,
         request: u64,
         result: Result<ReadResult, ReadError>,
+        may_be_unreadable: bool,
         random: &mut StdRng,
     ) -> Result<Option<Got>, String> {
-        if self.asked.is_none_or(|(asked, _)| asked != request) {
+        let Some(asked) = self.asked.take_if(|asked| asked.request == request) else {
             return Ok(None);
-        }
-        self.asked = None;
+        };
         let result = match result {
             Ok(result) => result,
             Err(ReadError::NotLeader { leader }) => {
@@ -88,6 +110,12 @@ impl Reader {
             }
             // A replica that is behind what this reader has from another one.
             Err(ReadError::OffsetOutOfRange { .. }) => {
+                self.resume_at_ms = now_ms + random.random_range(5..50);
+                self.target = *self.brokers.choose(random).unwrap();
+                return Ok(None);
+            }
+            // Only a broker that cannot read its disk says so.
+            Err(ReadError::Corrupt(_)) if may_be_unreadable => {
                 self.resume_at_ms = now_ms + random.random_range(5..50);
                 self.target = *self.brokers.choose(random).unwrap();
                 return Ok(None);
@@ -104,8 +132,8 @@ impl Reader {
         for bytes in &result.records {
             batches.extend(stored(bytes)?);
         }
-        let from = self.next;
         match batches.last() {
+            _ if asked.looks_back => {}
             Some(last) => {
                 self.next = last.next_offset;
                 self.last_epoch = last.leader_epoch;
@@ -116,7 +144,7 @@ impl Reader {
             self.target = *self.brokers.choose(random).unwrap();
         }
         Ok(Some(Got {
-            from,
+            from: asked.from,
             batches,
             high_watermark: result.high_watermark,
         }))

@@ -311,7 +311,9 @@ impl Run {
                     for reader in &mut self.readers {
                         let random = &mut self.random;
                         let result = result.clone();
-                        if let Some(got) = reader.answered(now_ms, request, result, random)? {
+                        let unreadable = self.faults.has_made_unreadable;
+                        let got = reader.answered(now_ms, request, result, unreadable, random)?;
+                        if let Some(got) = got {
                             let group = reader.group;
                             let (batches, limit) = (&got.batches, got.high_watermark);
                             self.invariants.watermarks.served(group, batches, limit)?;
@@ -359,6 +361,7 @@ impl Run {
                     let read = match read {
                         // Its disk is about to die.
                         Err(_) if host.is_doomed => break,
+                        Err(error) if host.cannot_read && error.is_damage() => break,
                         read => read.map_err(|error| {
                             format!("broker {broker} cannot read group {group}: {error}")
                         })?,

@@ -267,10 +267,16 @@ impl PartitionLog {
         flushed + batches.sum::<u64>()
     }
 
-    /// `Full`: the disk has no room for so many bytes of new records, which are to be refused or held back
-    /// before they are given an offset or reach Raft. Passes by itself when there is room again.
+    /// `Full`: the disk has no room for so many bytes of new records, which are to be refused before they
+    /// are given an offset. Passes by itself when there is room again.
     pub fn check_room(&self, new_bytes: usize) -> Result<(), StorageError> {
         self.log.core.space.check(new_bytes)
+    }
+
+    /// The same for records that a leader has taken, which are to be held back: half of the reserve is for
+    /// them, so that what was on its way when the disks filled up still comes to all replicas.
+    pub fn check_room_to_follow(&self, new_bytes: usize) -> Result<(), StorageError> {
+        self.log.core.space.check_reserve(new_bytes)
     }
 
     /// Data of this and other logs that waits for its commit has used up half of the memory budget:

@@ -50,7 +50,8 @@ func probe(ctx context.Context, args []string) error {
 			defer wg.Done()
 			for n := 0; *count == 0 || n < *count; n++ {
 				began := time.Now().UnixNano()
-				record := &kgo.Record{Partition: int32(p), Value: fmt.Appendf(nil, "probe %d %d", p, n)}
+				// With a key, so that a compacted topic takes it.
+				record := &kgo.Record{Partition: int32(p), Key: fmt.Appendf(nil, "probe %d", p), Value: fmt.Appendf(nil, "probe %d %d", p, n)}
 				err := client.ProduceSync(ctx, record).FirstErr()
 				if ctx.Err() != nil && *count == 0 {
 					return

@@ -63,14 +63,13 @@ fn a_full_disk_refuses_records_and_room_is_enough_to_go_on() {
     let once = ["-partitions", "1", "-records", "1", "-retries", "0"];
     let once = [&once[..], &["-idempotent=false"]].concat();
     // Brokers look at their disks ten times a second.
-    let told = wait_for("records to be refused", DEADLINE, || {
+    wait_for("records to be refused", DEADLINE, || {
         // Others may give room back at any time.
         leave_less_than(&filling, reserve);
         let refused = produce(&cluster, "refused", &once, DEADLINE);
-        holds(refused.acked == 0, "it was acknowledged")?;
-        Ok::<_, String>(refused.first_error.clone())
+        let told = &refused.first_error;
+        holds(told.contains("KAFKA_STORAGE_ERROR"), format!("{told:?}"))
     });
-    assert!(told.contains("KAFKA_STORAGE_ERROR"), "{told}");
     let all: Vec<u64> = (0..RECORDS).collect();
     assert_eq!(read(&cluster, "full"), all, "reads go on");
     // Elections need a little, which the reserve has.

@@ -13,13 +13,6 @@ use serde_json::json;
 const DEADLINE: Duration = Duration::from_secs(120);
 const MIB: u64 = 1 << 20;
 
-fn all_log_bytes(cluster: &Cluster, broker: &str) -> u64 {
-    let files = log_files::files(cluster, broker, "log").into_iter();
-    // A file may go between two looks.
-    let sizes = files.flat_map(std::fs::metadata);
-    sizes.map(|metadata| metadata.len()).sum()
-}
-
 fn earliest(cluster: &Cluster, topic: &str) -> i64 {
     let query = format!("{topic}:0:-2");
     let bootstrap = cluster.bootstrap();
@@ -111,7 +104,7 @@ fn retention_by_size_and_age_frees_the_disks_of_all_replicas() {
     });
     for broker in BROKERS {
         wait_for(&format!("{broker} to delete"), DEADLINE, || {
-            let bytes = all_log_bytes(&cluster, broker);
+            let bytes = log_files::size(&cluster, broker);
             holds(bytes < 6 * MIB, format!("{bytes} bytes"))
         });
     }
@@ -139,7 +132,7 @@ fn retention_by_size_and_age_frees_the_disks_of_all_replicas() {
     run_ok(&mut alter, "", DEADLINE);
     for broker in BROKERS {
         wait_for(&format!("{broker} to delete all"), DEADLINE, || {
-            let bytes = all_log_bytes(&cluster, broker);
+            let bytes = log_files::size(&cluster, broker);
             holds(bytes == 0, format!("{bytes} bytes"))
         });
     }
@@ -157,7 +150,7 @@ fn a_deleted_topic_gives_its_disk_back() {
     write(&cluster, "gone", 0, 8 * 1024);
     for broker in BROKERS {
         wait_for(&format!("{broker} to write segments"), DEADLINE, || {
-            let bytes = all_log_bytes(&cluster, broker);
+            let bytes = log_files::size(&cluster, broker);
             holds(bytes > 4 * MIB, format!("{bytes} bytes"))
         });
     }
@@ -236,7 +229,7 @@ fn a_compacted_topic_keeps_the_last_value_of_every_key_on_every_replica() {
     run_ok(&mut produce, &input, DEADLINE);
     for broker in BROKERS {
         wait_for(&format!("{broker} to compact"), DEADLINE, || {
-            let bytes = all_log_bytes(&cluster, broker);
+            let bytes = log_files::size(&cluster, broker);
             holds(bytes < 3 * MIB, format!("{bytes} bytes"))
         });
     }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use chronik_tests::cluster::{Cluster, Options};
 use chronik_tests::figures::{Allowance, report};
 use chronik_tests::ledger::produce;
-use chronik_tests::probe::{self, Ack, now};
+use chronik_tests::probe::{self, latencies, now, p99};
 use chronik_tests::wait::measure_over;
 use serde_json::json;
 
@@ -16,20 +16,6 @@ const MISSED_BYTES: u64 = 1 << 30;
 const RATE_GOAL: f64 = 10.0;
 /// How many times its quiet value the foreground's p99 may be.
 const P99_GOAL: f64 = 2.0;
-
-/// How long the writes took that began within the window, in milliseconds, sorted.
-fn latencies(lines: &[String], window: std::ops::Range<u128>) -> Vec<f64> {
-    let acks = lines.iter().filter_map(|line| Ack::parse(line));
-    let acks = acks.filter(|ack| window.contains(&ack.began));
-    let mut found: Vec<f64> = acks.map(|ack| ack.took().as_secs_f64() * 1e3).collect();
-    found.sort_unstable_by(f64::total_cmp);
-    found
-}
-
-fn p99(sorted: &[f64]) -> f64 {
-    assert!(sorted.len() >= 300, "only {} writes", sorted.len());
-    sorted[sorted.len() * 99 / 100]
-}
 
 #[test]
 fn a_replica_that_missed_a_gibibyte_catches_up_beside_its_clients() {

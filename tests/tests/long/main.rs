@@ -2,6 +2,7 @@
 
 mod broken_build;
 mod catch_up;
+mod compaction;
 mod containers;
 mod replication_lag;
 mod rolling;

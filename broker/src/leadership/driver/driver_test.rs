@@ -18,6 +18,7 @@ use crate::peers::{LinkState, LinkStatus, LinkTiming, PeersOptions};
 use crate::replica::raft_config::{RaftTiming, raft_config};
 use crate::replica::{LogConfig, PartitionState, ReplicaOptions, Upkeep};
 use crate::test_wait::until;
+use crate::throttle::Throttle;
 
 const GROUP: RaftGroupId = RaftGroupId(7);
 
@@ -71,6 +72,7 @@ fn options(stop: CancellationToken) -> DriverOptions {
         groups: Arc::new(replicas.downgrade()),
         behind: mpsc::channel(1).0,
         replication_seconds: crate::metrics::seconds_histogram(),
+        fill_throttle: Throttle::of(None),
         is_disk_stuck: watch::channel(false).1,
         stop: stop.clone(),
     });
