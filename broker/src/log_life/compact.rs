@@ -1,6 +1,6 @@
 //! When a compacted topic's log is compacted, and at which pace.
 //!
-//! Invariant: one compaction at a time in this process, on a thread where blocking is allowed; the
+//! Invariant: one compaction at a time in this process, on a thread of low priority; the
 //! pace counts what is read and written.
 
 use std::collections::HashMap;
@@ -11,9 +11,10 @@ use std::time::{Duration, Instant};
 use chronik_storage::{CompactionRequest, CompactionSettings, StorageError};
 use tokio::runtime::Handle;
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::Shared;
+use super::{CompactionLimits, Shared};
 use crate::replica::state_machine::now_ms;
 use crate::replica::{LogConfig, Replica};
 
@@ -47,49 +48,52 @@ pub async fn run(shared: &Arc<Shared>, replica: &Arc<Replica>) {
         active_producers: replica.active_producers().collect::<HashMap<_, _>>(),
         map_max_bytes: shared.limits.map_max_bytes,
     };
-    let (log, shared) = (replica.log().clone(), shared.clone());
+    let log = replica.log().clone();
+    let (limits, stop, runtime) = (shared.limits, shared.stop.clone(), Handle::current());
     let began = Instant::now();
-    let compacted = tokio::task::spawn_blocking(move || {
-        let report = log.compact(&request, &mut pace(&shared, began));
-        (report, shared)
-    });
-    match compacted.await {
-        Ok((Ok(report), shared)) => {
+    let compact = move || log.compact(&request, &mut pace(limits, &stop, &runtime, began));
+    match shared.background.run(compact).await {
+        Some(Ok(report)) => {
             shared.metrics.compactions.inc();
             let removed = report.records_removed;
             let (before, after) = (report.segments_before, report.segments_after);
             let seconds = began.elapsed().as_secs_f64();
             info!(%raft_group_id, removed, before, after, seconds, "a log is compacted");
         }
-        Ok((Err(StorageError::Deleted(_)), _)) => {
+        Some(Err(StorageError::Deleted(_))) => {
             debug!(%raft_group_id, "a log was deleted while it was compacted");
         }
-        Ok((Err(error), _)) => {
+        Some(Err(error)) => {
             warn!(%raft_group_id, %error, "a compaction was broken off; tried again");
         }
-        Err(_) => debug!(%raft_group_id, "a compaction was cancelled"),
+        None => debug!(%raft_group_id, "a compaction was cancelled"),
     }
 }
 
 /// Waits so long that the bytes since `began` keep to the rate; ends when the process stops. On a
 /// thread for blocking work.
-fn pace(shared: &Shared, began: Instant) -> impl FnMut(u64) -> ControlFlow<()> + '_ {
-    let runtime = Handle::current();
+fn pace(
+    limits: CompactionLimits,
+    stop: &CancellationToken,
+    runtime: &Handle,
+    began: Instant,
+) -> impl FnMut(u64) -> ControlFlow<()> {
     let mut total = 0u64;
     move |bytes| {
         total = total.saturating_add(bytes);
-        let due = match shared.limits.bytes_per_second {
+        let due = match limits.bytes_per_second {
             Some(rate) => Duration::from_secs_f64(total as f64 / rate.get() as f64),
             None => Duration::ZERO,
         };
-        if shared.stop.is_cancelled() {
+        if stop.is_cancelled() {
             return ControlFlow::Break(());
         }
         let left = due.saturating_sub(began.elapsed());
         if left.is_zero() {
             return ControlFlow::Continue(());
         }
-        match runtime.block_on(timeout(left, shared.stop.cancelled())) {
+        // The timer is that of the runtime which is waited on, not of this thread.
+        match runtime.block_on(async { timeout(left, stop.cancelled()).await }) {
             Ok(()) => ControlFlow::Break(()),
             Err(_elapsed) => ControlFlow::Continue(()),
         }

@@ -20,6 +20,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use crate::blocking::Background;
 use crate::metrics::BrokerMetrics;
 use crate::replica::state_machine::now_ms;
 use crate::replica::{LogStartError, Replica};
@@ -38,6 +39,8 @@ pub struct LogLifeOptions {
     /// How often all replicas are looked at.
     pub check_interval: Duration,
     pub compaction: CompactionLimits,
+    /// What reads and writes for compaction.
+    pub background: Background,
     pub metrics: BrokerMetrics,
     pub stop: CancellationToken,
 }
@@ -54,6 +57,7 @@ pub struct CompactionLimits {
 struct Shared {
     replicas: Replicas,
     limits: CompactionLimits,
+    background: Background,
     metrics: BrokerMetrics,
     stop: CancellationToken,
 }
@@ -65,12 +69,14 @@ pub async fn run_log_life(options: LogLifeOptions) {
         mut wanted,
         check_interval,
         compaction,
+        background,
         metrics,
         stop,
     } = options;
     let shared = Arc::new(Shared {
         replicas,
         limits: compaction,
+        background,
         metrics,
         stop: stop.clone(),
     });
