@@ -14,6 +14,8 @@ use tokio_util::sync::CancellationToken;
 
 /// From one look to the next, at most; a tenth of the limit if that is less.
 const LOOK_INTERVAL_MAX: Duration = Duration::from_secs(1);
+/// Looks that are less apart are those of a process that ran all the time, on a busy machine.
+const AWAY_MIN: Duration = Duration::from_secs(1);
 
 /// Looks at the progress of the WAL, and says when it is stuck.
 pub struct DiskWatch {
@@ -96,7 +98,12 @@ impl Looks {
 
     fn look(&mut self, progress: WalProgress, now: Instant) -> bool {
         // Later looks are those of a process that was stopped: what lies between it did not live through.
-        let was_away = now.saturating_duration_since(self.looked) > self.interval() * 4;
+        let away = (self.interval() * 4).max(AWAY_MIN);
+        let was_away = now.saturating_duration_since(self.looked) > away;
+        if was_away && self.is_stuck {
+            // Nor does it tell that the disk is well again.
+            self.slow_at = now;
+        }
         if !progress.has_work || progress != self.progress || was_away {
             self.at = now;
         }
@@ -161,5 +168,12 @@ mod tests {
         assert!(!is_stuck_after(1));
         let later = Instant::now() + Duration::from_secs(3600);
         assert!(!looks.look(storage.wal_progress(), later));
+        let is_stuck = |looks: &mut Looks, second| {
+            looks.look(storage.wal_progress(), later + Duration::from_secs(second))
+        };
+        assert!((1..=6).any(|second| is_stuck(&mut looks, second)));
+        assert!(is_stuck(&mut looks, 1_000), "that was not the disk's doing");
+        while driver.step_wal() {}
+        assert!(is_stuck(&mut looks, 1_001));
     }
 }

@@ -1,7 +1,7 @@
 //! How far the replicas are that are being filled, as partition leaders tell, and the brokers that take
 //! copies. In the memory of the leading controller only: progress costs no transaction.
 //!
-//! Invariant: bounded by the partitions that are being moved; what was not told again for a while is
+//! Invariant: bounded by the partitions that are being moved and by the brokers; what was not told again for a while is
 //! not shown.
 
 use std::collections::{BTreeMap, HashMap};

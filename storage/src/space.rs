@@ -37,6 +37,8 @@ pub struct SpaceWatch {
     reserve_bytes: AtomicU64,
     /// Bytes of records that came since the disk was asked.
     unseen_bytes: AtomicU64,
+    /// Of them, what was let into the reserve.
+    followed_bytes: AtomicU64,
 }
 
 /// What was found when the disk was last asked.
@@ -62,6 +64,7 @@ impl SpaceWatch {
             total_bytes: AtomicU64::new(u64::MAX),
             reserve_bytes: AtomicU64::new(0),
             unseen_bytes: AtomicU64::new(0),
+            followed_bytes: AtomicU64::new(0),
         }
     }
 
@@ -93,15 +96,19 @@ impl SpaceWatch {
         }
         let found = self.found();
         let reserve_bytes = found.reserve_bytes / 2;
-        let is_used_up = self.has_no_room.load(Ordering::Acquire)
-            || found.available_bytes.saturating_sub(new_bytes as u64) < reserve_bytes;
-        match is_used_up {
-            false => Ok(()),
-            true => Err(StorageError::Full {
+        let new_bytes = new_bytes as u64;
+        let taken = self.followed_bytes.load(Ordering::Acquire);
+        let left = found
+            .available_bytes
+            .saturating_sub(taken.saturating_add(new_bytes));
+        if self.has_no_room.load(Ordering::Acquire) || left < reserve_bytes {
+            return Err(StorageError::Full {
                 available_bytes: found.available_bytes,
                 reserve_bytes,
-            }),
+            });
         }
+        self.followed_bytes.fetch_add(new_bytes, Ordering::AcqRel);
+        Ok(())
     }
 
     pub fn found(&self) -> Found {
@@ -142,6 +149,7 @@ impl SpaceWatch {
 
     fn look(&self) {
         self.unseen_bytes.store(0, Ordering::Release);
+        self.followed_bytes.store(0, Ordering::Release);
         self.has_no_room.store(false, Ordering::Release);
         let space = match self.disk.space(&self.dir) {
             Ok(space) => space,

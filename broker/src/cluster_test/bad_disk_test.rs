@@ -212,7 +212,9 @@ async fn a_broker_whose_fsync_fails_stops_and_the_others_lead() {
     let why = cluster.ended_by_itself(LEADER).await;
     assert!(why.contains("wal"), "{why}");
     cluster.produce(GROUP, "after").await;
-    assert!(others_lead(&controller.image(), LEADER));
+    controller
+        .wait_for("others lead", |image| others_lead(image, LEADER))
+        .await;
     // What was not synced is gone with the process; what was acknowledged is not.
     cluster.disks.insert(LEADER, disk.crash(&mut || false));
     cluster.start_broker(LEADER, None);

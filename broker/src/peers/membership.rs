@@ -211,6 +211,8 @@ struct RecentEnds {
     older: u64,
     newer: u64,
     newer_at: Instant,
+    /// At the look before.
+    last: u64,
 }
 
 impl RecentEnds {
@@ -219,15 +221,22 @@ impl RecentEnds {
             older: end,
             newer: end,
             newer_at: now,
+            last: end,
         }
     }
 
     /// `older` is then the end of one to two rounds ago.
     fn observe(&mut self, end: u64, now: Instant) {
-        if now.saturating_duration_since(self.newer_at) >= ROUND {
-            self.older = self.newer;
+        let age = now.saturating_duration_since(self.newer_at);
+        if age >= ROUND {
+            // Where nobody looked for longer, what was seen last is not that old.
+            self.older = match age < ROUND * 2 {
+                true => self.newer,
+                false => self.last,
+            };
             (self.newer, self.newer_at) = (end, now);
         }
+        self.last = end;
     }
 }
 
@@ -282,5 +291,8 @@ mod tests {
             assert!(age < ROUND * 2, "{age:?}");
             assert!(look <= 4 || age >= ROUND, "{age:?}");
         }
+        ends.observe(500, start + Duration::from_secs(1));
+        ends.observe(500, start + Duration::from_secs(60));
+        assert_eq!(ends.older, 500, "after a time without a look");
     }
 }

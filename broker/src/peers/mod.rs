@@ -221,16 +221,29 @@ impl Peers {
         &self.inner.heard
     }
 
-    /// Takes account of what was sent to a replica by Raft: if it does not vote yet, it gets no more before
-    /// the given time.
-    fn charge_fill(&self, route: Route, bytes: usize) -> Option<Instant> {
+    /// How long nothing more is to go to a replica by Raft, at least; None: it may. One that does not vote yet
+    /// waits until what such ones got is paid for.
+    fn fill_wait(&self, route: Route) -> Option<Duration> {
         let throttle = &self.inner.options.fill_throttle;
         throttle.rate()?;
-        let endpoint = self.groups().endpoint(route.group)?;
-        match endpoint.is_voter(route.to) {
+        match self.is_voter(route) {
             true => None,
-            false => throttle.charge(bytes),
+            false => throttle.wait(),
         }
+    }
+
+    /// Takes account of records that were sent to a replica by Raft.
+    fn charge_fill(&self, route: Route, bytes: usize) {
+        let throttle = &self.inner.options.fill_throttle;
+        if throttle.rate().is_some() && !self.is_voter(route) {
+            throttle.charge(bytes);
+        }
+    }
+
+    /// Also where the replica here, which says so, is gone.
+    fn is_voter(&self, route: Route) -> bool {
+        let endpoint = self.groups().endpoint(route.group);
+        endpoint.is_none_or(|endpoint| endpoint.is_voter(route.to))
     }
 
     /// Waits for all tasks of the transport, which end when its token is cancelled.

@@ -17,6 +17,7 @@ use futures::stream::{BoxStream, StreamExt, unfold};
 use futures::{Stream, future::BoxFuture};
 use openraft::OptionalSend;
 use openraft::alias::SnapshotOf;
+use openraft::entry::EntryPayload;
 use openraft::errors::{RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::{Backoff, RPCOption, RaftNetworkFactory};
 use openraft::network::{NetBackoff, NetSnapshot, NetStreamAppend, NetTransferLeader, NetVote};
@@ -25,7 +26,7 @@ use openraft::raft::{
     TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep};
 
 use chronik_proto::v1;
 use v1::peer_answer::Answer;
@@ -34,7 +35,7 @@ use v1::peer_request::Request;
 use super::Peers;
 use super::codec::{self, Route};
 use super::link::{Link, LinkError, SESSION_APPENDS_MAX, SESSION_BYTES_MAX, Session, SessionEvent};
-use crate::replica::raft_config::{TypeConfig, Vote};
+use crate::replica::raft_config::{EntryData, TypeConfig, Vote};
 
 /// Between two tries to replicate to a replica that does not answer, and the most that it grows to.
 const RETRY_DELAY: Duration = Duration::from_millis(200);
@@ -66,7 +67,6 @@ impl GroupNetwork {
             link: self.peers.link(to.broker_id),
             route,
             heartbeat,
-            next_at: None,
         }
     }
 }
@@ -90,9 +90,6 @@ pub struct ReplicaClient {
     route: Route,
     /// Used for heartbeats only: they are control messages, coalesced with all others.
     heartbeat: bool,
-    /// What went to a replica that is being filled has to be paid for until then. Raft opens a session for
-    /// each piece that it reads of a log.
-    next_at: Option<Instant>,
 }
 
 fn unreachable(error: &LinkError) -> RPCError<TypeConfig> {
@@ -125,7 +122,6 @@ impl NetStreamAppend<TypeConfig> for ReplicaClient {
                 window: VecDeque::new(),
                 window_bytes: 0,
                 blocked: None,
-                next_at: &mut self.next_at,
             };
             Box::pin(unfold(Some(replication), |state| async move {
                 let mut replication = state?;
@@ -174,12 +170,12 @@ struct Replication<'s, S> {
     window_bytes: usize,
     /// An append that waits for the window or for the link's budget.
     blocked: Option<Blocked>,
-    next_at: &'s mut Option<Instant>,
 }
 
 struct Blocked {
     append: v1::AppendEntries,
     size: usize,
+    has_records: bool,
     /// When Raft gave it to this session; None: it holds no entries.
     since: Option<Instant>,
 }
@@ -188,7 +184,7 @@ struct Unanswered {
     size: usize,
     since: Option<Instant>,
     /// What it holds of the link's budget.
-    _permit: OwnedSemaphorePermit,
+    _permit: Option<OwnedSemaphorePermit>,
 }
 
 impl<S> Replication<'_, S>
@@ -198,15 +194,17 @@ where
     /// The next answer. None when all input is answered.
     async fn next(&mut self) -> Option<AppendResult> {
         loop {
-            if let Some(Blocked { size, .. }) = self.blocked
+            if let Some(Blocked {
+                size, has_records, ..
+            }) = self.blocked
                 && self.has_room(size)
             {
-                let next_at = *self.next_at;
+                // What has no records is little, and not to wait for what a full disk holds back there.
                 let reserve = async {
-                    if let Some(at) = next_at {
-                        sleep_until(at).await;
+                    match has_records {
+                        true => self.link.reserve(size).await.map(Some),
+                        false => Ok(None),
                     }
-                    self.link.reserve(size).await
                 };
                 let permit = tokio::select! {
                     biased;
@@ -218,13 +216,20 @@ where
                 }
                 continue;
             }
-            let may_read = self.input_open && self.blocked.is_none();
+            let mut may_read = self.input_open && self.blocked.is_none();
             if !may_read && self.window.is_empty() {
                 return None;
             }
+            // Before it is read, so that what is read is the log of now.
+            let fill_wait = match may_read {
+                true => self.peers.fill_wait(self.route),
+                false => None,
+            };
+            may_read &= fill_wait.is_none();
             tokio::select! {
                 biased;
                 event = receive(&mut self.session) => return Some(self.answered(event)),
+                () = sleep(fill_wait.unwrap_or_default()), if fill_wait.is_some() => {}
                 request = self.input.next(), if may_read => match request {
                     None => self.input_open = false,
                     Some(request) => {
@@ -249,24 +254,28 @@ where
             None => self.session.insert(self.link.open_session(self.route)?),
         };
         let since = (!request.entries.is_empty()).then(Instant::now);
+        let has_records = request
+            .entries
+            .iter()
+            .any(|entry| matches!(&entry.payload, EntryPayload::Normal(EntryData::Batches(_))));
         let (append, size) = codec::append_to_wire(session.id(), request);
         self.blocked = Some(Blocked {
             append,
             size,
+            has_records,
             since,
         });
         Ok(())
     }
 
-    fn send(&mut self, permit: OwnedSemaphorePermit) -> Result<(), LinkError> {
+    fn send(&mut self, permit: Option<OwnedSemaphorePermit>) -> Result<(), LinkError> {
         let broken = LinkError::Broken(self.route.to.broker_id);
         let session = self.session.as_ref().ok_or(broken.clone())?;
         let blocked = self.blocked.take().ok_or(broken)?;
         session.send(blocked.append, blocked.size)?;
-        *self.next_at = match blocked.since {
-            Some(_) => self.peers.charge_fill(self.route, blocked.size),
-            None => None,
-        };
+        if blocked.has_records {
+            self.peers.charge_fill(self.route, blocked.size);
+        }
         self.window_bytes = self.window_bytes.saturating_add(blocked.size);
         self.window.push_back(Unanswered {
             size: blocked.size,

@@ -63,6 +63,7 @@ pub(super) struct Parts {
     behind: mpsc::Receiver<Behind>,
     copying: Background,
     compacting: Background,
+    disk_watch: Option<DiskWatch>,
     upkeep_wanted: mpsc::UnboundedReceiver<RaftGroupId>,
     missing: watch::Sender<usize>,
     pub(super) reconciler: Reconciler,
@@ -118,6 +119,11 @@ impl Parts {
         let mut registry = Registry::default();
         let metrics = BrokerMetrics::register(&mut registry);
         let (behind_sender, behind) = mpsc::channel(BEHIND_MAX);
+        let disk_watch = disk_watch(config, &storage, &metrics);
+        let is_disk_stuck = match &disk_watch {
+            Some(watch) => watch.is_stuck(),
+            None => watch::channel(false).1,
+        };
         let peers_options = PeersOptions {
             broker_id,
             incarnation,
@@ -126,7 +132,7 @@ impl Parts {
             behind: behind_sender,
             replication_seconds: metrics.replication_seconds.clone(),
             fill_throttle: Throttle::new(None, client.view()),
-            is_disk_stuck: watch_disk(config, &storage, &metrics, &stop),
+            is_disk_stuck,
             stop: stop.clone(),
         };
         let (peers, nudges) = Peers::with_connector(peers_options, host.connector);
@@ -170,6 +176,7 @@ impl Parts {
             behind,
             copying: Background::new("copy", COPY_THREADS).context("cannot start threads")?,
             compacting: Background::new("compaction", 1).context("cannot start threads")?,
+            disk_watch,
             upkeep_wanted,
             missing,
             reconciler,
@@ -253,6 +260,9 @@ impl Parts {
             metrics: self.metrics,
             stop: self.stop.clone(),
         };
+        if let Some(watch) = self.disk_watch {
+            tasks.spawn(named("disk watch", watch.run(self.stop.clone())));
+        }
         tasks.spawn(named("catch-up", run_catch_up(catch_up)));
         tasks.spawn(named("log life", run_log_life(log_life)));
         tasks.spawn(named("leadership", run_driver(driver)));
@@ -277,21 +287,15 @@ impl Parts {
     }
 }
 
-/// Whether the disk does not take the log; never, if nobody is to watch.
-fn watch_disk(
-    config: &Config,
-    storage: &Storage,
-    metrics: &BrokerMetrics,
-    stop: &CancellationToken,
-) -> watch::Receiver<bool> {
-    let stuck_after = Duration::from_millis(config.replication.disk_stuck_ms);
-    if stuck_after.is_zero() {
-        return watch::channel(false).1;
-    }
-    let watch = DiskWatch::new(storage.clone(), stuck_after, metrics.disk_stuck.clone());
-    let is_stuck = watch.is_stuck();
-    tokio::spawn(watch.run(stop.clone()));
-    is_stuck
+/// Who watches the disk; nobody, if that is not wanted.
+fn disk_watch(config: &Config, storage: &Storage, metrics: &BrokerMetrics) -> Option<DiskWatch> {
+    let stuck_after = NonZeroU64::new(config.replication.disk_stuck_ms)?;
+    let stuck_after = Duration::from_millis(stuck_after.get());
+    Some(DiskWatch::new(
+        storage.clone(),
+        stuck_after,
+        metrics.disk_stuck.clone(),
+    ))
 }
 
 async fn open_storage(config: &Config, disk: Arc<dyn Disk>) -> anyhow::Result<Storage> {

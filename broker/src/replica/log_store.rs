@@ -160,7 +160,7 @@ impl LogStore {
     /// room in memory. The disk's room was asked for where the entries came in, since Raft does nothing else
     /// meanwhile, not even vote. A storage that fails or closes ends the wait, and so does the closing of the
     /// instance, which waits for this.
-    async fn append_when_taken(
+    async fn append_when_memory_allows(
         &self,
         entries: Vec<LogEntry>,
         when_durable: WhenDurable,
@@ -186,7 +186,7 @@ impl LogStore {
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = self.closing.cancelled() => {
-                    return Err(io::Error::other("the replica is closed while an append waits for room"));
+                    return Err(io::Error::other("the replica is closed while an append waits for room in memory"));
                 }
             }
             pause = pause.saturating_mul(2).min(MEMORY_RETRY_MAX);
@@ -464,7 +464,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
                 payload,
             });
         }
-        let appended = self.append_when_taken(out, when_durable).await;
+        let appended = self.append_when_memory_allows(out, when_durable).await;
         self.growth.grew(self.log.group_id());
         appended
     }

@@ -18,8 +18,9 @@ use super::raft_config::{AppendRequest, EntryData};
 
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 const WARN_INTERVAL: Duration = Duration::from_secs(10);
-/// Requests that are taken in while the first of them waits: more than the leader's window has.
-const HELD_MAX: usize = 128;
+/// Requests that are taken in while the first of them waits: more than the leader's window has, which bounds
+/// their bytes (`peers/link.rs`).
+const HELD_MAX: usize = 16;
 
 /// The requests of one session, in their order.
 pub struct Requests {
@@ -66,7 +67,10 @@ impl Requests {
         while self.held.len() < HELD_MAX {
             match ready!(self.source.poll_next_unpin(context)) {
                 Some(request) => self.held.push_back(request),
-                None => return Poll::Ready(None),
+                None => {
+                    self.held.clear();
+                    return Poll::Ready(None);
+                }
             }
         }
         Poll::Pending

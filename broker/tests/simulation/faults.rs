@@ -30,8 +30,6 @@ pub struct Faults {
     /// Hosts whose process dies at the given time: by its power, or killed.
     doomed: BTreeMap<BrokerId, (u64, bool)>,
     pub fenced: BTreeSet<BrokerId>,
-    /// There was a broker that could not read its disk.
-    pub has_made_unreadable: bool,
     /// The view of the cluster changed.
     pub view_revision: u64,
 }
@@ -44,7 +42,6 @@ impl Faults {
             count: 0,
             doomed: BTreeMap::new(),
             fenced: BTreeSet::new(),
-            has_made_unreadable: false,
             view_revision: 1,
         }
     }
@@ -277,7 +274,7 @@ impl Faults {
                 host.disk_stalls_until = now_ms + span;
             }
             17 => {
-                // What is above the reserve; the rest has room in it.
+                // Nothing above the reserve, and half of that: no records are taken, the rest has room.
                 host.disk
                     .set_capacity(Some(host.disk.used_bytes() + DISK_RESERVE_BYTES / 2));
                 event!("the disk of broker {one} is full");
@@ -289,7 +286,6 @@ impl Faults {
                 cluster.network.set_frozen(one, false);
                 self.start(one, cluster, host)?;
                 if let Some(path) = host.make_unreadable(random) {
-                    self.has_made_unreadable = true;
                     event!("broker {one} cannot read {path}");
                     self.later(now_ms + span, Repair::ReadableDisk(one));
                 }

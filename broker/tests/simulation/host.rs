@@ -55,6 +55,8 @@ pub struct Host {
     pub process_count: u64,
     /// The process cannot read all that it has written, for as long as it runs.
     pub cannot_read: bool,
+    /// When that was last so.
+    pub unreadable_at: Option<u64>,
     /// The process has been told to fail, so that its errors are no surprise.
     pub is_doomed: bool,
     /// For `Sabotage::ForgetVotes`: the votes at the last start.
@@ -93,6 +95,7 @@ impl Host {
             fsync_max_ms,
             process_count: 0,
             cannot_read: false,
+            unreadable_at: None,
             is_doomed: false,
             votes: BTreeMap::new(),
         }
@@ -206,6 +209,9 @@ impl Host {
 
     /// Gives the process its turn, and its disk.
     pub fn step(&mut self, now_ms: u64, random: &mut StdRng) {
+        if self.cannot_read {
+            self.unreadable_at = Some(now_ms);
+        }
         let is_stalled = now_ms < self.disk_stalls_until;
         let Some(running) = &mut self.running else {
             return;

@@ -89,6 +89,11 @@ impl Reader {
         });
     }
 
+    /// Who is asked at the moment, if anybody is.
+    pub fn target(&self) -> BrokerId {
+        self.target
+    }
+
     pub fn answered(
         &mut self,
         now_ms: u64,

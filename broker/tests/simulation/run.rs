@@ -311,7 +311,9 @@ impl Run {
                     for reader in &mut self.readers {
                         let random = &mut self.random;
                         let result = result.clone();
-                        let unreadable = self.faults.has_made_unreadable;
+                        // An answer may be on its way while the process ends.
+                        let unreadable_at = self.hosts[&reader.target()].unreadable_at;
+                        let unreadable = unreadable_at.is_some_and(|at| at + 1_000 > now_ms);
                         let got = reader.answered(now_ms, request, result, unreadable, random)?;
                         if let Some(got) = got {
                             let group = reader.group;
