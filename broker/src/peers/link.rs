@@ -25,7 +25,7 @@ pub const SESSION_APPENDS_MAX: usize = 8;
 /// Unanswered bytes of one session; one larger append goes alone.
 pub const SESSION_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Unanswered bytes of all sessions of one link.
-const LINK_BYTES_MAX: usize = 64 * 1024 * 1024;
+pub const LINK_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Accounted for each append beside its payload, which bounds their number as well.
 const APPEND_OVERHEAD: usize = 512;
 

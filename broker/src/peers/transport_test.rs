@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -25,7 +27,7 @@ use tonic::transport::server::TcpIncoming;
 use uuid::Uuid;
 
 use super::endpoint::{AppendRequests, AppendResults};
-use super::link::SESSION_APPENDS_MAX;
+use super::link::{LINK_BYTES_MAX, SESSION_APPENDS_MAX, SESSION_BYTES_MAX};
 use super::*;
 use crate::replica::codec::log_id;
 use crate::replica::raft_config::{
@@ -61,6 +63,8 @@ struct FakeReplica {
     vote: Vote,
     /// Stops with an error instead of answering this log index.
     fails_at: Option<u64>,
+    /// Whether the others of its group are voters.
+    others_vote: Arc<AtomicBool>,
 }
 
 impl FakeReplica {
@@ -71,6 +75,7 @@ impl FakeReplica {
             received: Arc::default(),
             vote: vote(3, ONE),
             fails_at: None,
+            others_vote: Arc::new(AtomicBool::new(true)),
         }
     }
 }
@@ -151,7 +156,7 @@ impl RaftEndpoint for FakeReplica {
     }
 
     fn is_voter(&self, _replica: ReplicaId) -> bool {
-        true
+        self.others_vote.load(Ordering::Relaxed)
     }
 
     fn is_leader(&self) -> bool {
@@ -209,7 +214,8 @@ async fn node(broker_id: BrokerId, address: Option<SocketAddr>) -> Node {
         groups: groups.clone(),
         behind: behind_sender,
         replication_seconds: crate::metrics::seconds_histogram(),
-        fill_throttle: Throttle::of(None),
+        // Next to nothing, for those that do not vote.
+        fill_throttle: Throttle::of(NonZeroU64::new(100)),
         is_disk_stuck: watch::channel(false).1,
         stop: stop.clone(),
     });
@@ -432,6 +438,60 @@ async fn a_slow_group_is_held_back_and_holds_up_no_other() {
     assert_eq!(*taken.lock().unwrap(), SESSION_APPENDS_MAX + 1);
     slow.turns.add_permits(1);
     assert_eq!(next(&mut slow_output).await, Ok(Some(0)));
+}
+
+#[tokio::test]
+async fn a_replica_that_begins_to_vote_is_held_back_no_more() {
+    let (one, two) = pair().await;
+    let leader = one.groups.add(5, FakeReplica::new(replica(ONE)));
+    leader.others_vote.store(false, Ordering::Relaxed);
+    two.groups.add(5, FakeReplica::new(replica(TWO)));
+    let mut client = one.client(5, replica(TWO)).await;
+    let (input, mut output) = session(&mut client).await;
+    for index in 0..2 {
+        input.send(append(index, 100_000)).unwrap();
+    }
+    assert_eq!(next(&mut output).await, Ok(Some(0)));
+    // A quarter of an hour's worth has passed.
+    let early = timeout(Duration::from_millis(300), output.next()).await;
+    assert!(early.is_err(), "the limit holds");
+    leader.others_vote.store(true, Ordering::Relaxed);
+    assert_eq!(next(&mut output).await, Ok(Some(1)));
+}
+
+#[tokio::test]
+async fn what_holds_no_records_passes_a_budget_that_is_used_up() {
+    const MIB: usize = 1 << 20;
+    let (one, two) = pair().await;
+    let mut clients = Vec::new();
+    // More than enough.
+    for group in 1..=2 * LINK_BYTES_MAX / SESSION_BYTES_MAX {
+        // As while its disk is full.
+        let full = two.groups.add(group as u64, FakeReplica::new(replica(TWO)));
+        full.turns.forget_permits(1_000_000);
+        clients.push(one.client(group as u64, replica(TWO)).await);
+    }
+    let mut held = Vec::new();
+    for client in &mut clients {
+        let appends = futures::stream::iter(0..).map(|index| append(index, MIB));
+        let output = client.stream_append(appends, RPCOption::new(LIMIT)).await;
+        held.push(output.unwrap());
+    }
+    for output in &mut held {
+        assert!(futures::poll!(output.next()).is_pending());
+    }
+    two.groups.add(1_000, FakeReplica::new(replica(TWO)));
+    let mut client = one.client(1_000, replica(TWO)).await;
+    let (input, mut output) = session(&mut client).await;
+    let mut blank = append(0, 0);
+    blank.entries[0].payload = EntryPayload::Blank;
+    input.send(blank).unwrap();
+    assert_eq!(next(&mut output).await, Ok(Some(0)));
+    input.send(append(1, MIB)).unwrap();
+    let early = timeout(Duration::from_millis(300), output.next()).await;
+    assert!(early.is_err(), "the budget is used up");
+    drop(held);
+    assert_eq!(next(&mut output).await, Ok(Some(1)));
 }
 
 #[tokio::test]
