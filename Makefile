@@ -18,7 +18,7 @@ test: ## what every change must pass
 test-all: ## test, and what takes longer: Jaeger, container images, broken brokers, rolling restart, 10,000 partitions
 	scripts/test-all.sh
 
-figures: ## what test-all only watches, held to its goals: 10,000 partitions, catch-up, replication lag; wants a quiet machine
+figures: ## what test-all only watches, held to its goals: 10,000 partitions, catch-up, compaction, replication lag; wants a quiet machine
 	scripts/figures.sh
 
 check-consistency: ## clients against faults, judged, for as long as ARGS="--minutes 30 --seed 1" says

@@ -13,5 +13,5 @@ stage "test tools" check scripts/install-test-tools.sh
 stage "build" check cargo build --release --locked "${product[@]}"
 stage "figures" cargo_tests env CHRONIK_HOLD_GOALS=true timeout -k 30 3600 \
     cargo test --release --locked --no-fail-fast --workspace --test long -- --test-threads=1 \
-    scale catch_up replication_lag
+    scale catch_up replication_lag compaction
 summary

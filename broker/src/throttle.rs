@@ -3,7 +3,7 @@
 //! Invariant: over any stretch of time no more passes than the rate allows, plus one piece per stream.
 
 use std::num::NonZeroU64;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -20,15 +20,21 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 pub struct Throttle {
     bytes_per_second: Option<NonZeroU64>,
     view: Option<watch::Receiver<ClusterView>>,
-    debt: Mutex<Debt>,
+    account: Mutex<Account>,
 }
 
-/// What has passed and is not paid for. It is paid at the rate of now.
+/// In bytes since the start. What has passed is paid for in its order, at the rate of now.
 #[derive(Debug)]
-struct Debt {
-    bytes: f64,
+struct Account {
+    passed: f64,
+    /// Never more than has passed: a rate that was not used is gone.
+    paid: f64,
     as_of: Instant,
 }
+
+/// The place of what has passed among all that has.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Ticket(f64);
 
 impl Throttle {
     /// `bytes_per_second`: its own; None: no limit.
@@ -44,8 +50,9 @@ impl Throttle {
         Throttle {
             bytes_per_second,
             view: None,
-            debt: Mutex::new(Debt {
-                bytes: 0.0,
+            account: Mutex::new(Account {
+                passed: 0.0,
+                paid: 0.0,
                 as_of: Instant::now(),
             }),
         }
@@ -61,41 +68,39 @@ impl Throttle {
     }
 
     /// Takes account of bytes that have passed.
-    pub fn charge(&self, bytes: usize) {
-        self.settle(bytes as f64);
+    pub fn charge(&self, bytes: usize) -> Ticket {
+        let mut account = self.settle(self.rate());
+        account.passed += bytes as f64;
+        Ticket(account.passed)
     }
 
-    /// How long to wait before asking again whether more may pass; None: it may. Never longer than a
-    /// moment, since the rate may change.
-    pub fn wait(&self) -> Option<Duration> {
-        let (owed, rate) = self.settle(0.0)?;
-        let due = Duration::from_secs_f64(owed / rate.get() as f64);
-        (!due.is_zero()).then(|| due.min(LOOK_INTERVAL))
+    /// How long to wait before asking again whether it is paid for; None: it is. Never longer than a moment,
+    /// since the rate may change.
+    pub fn wait(&self, ticket: Ticket) -> Option<Duration> {
+        let rate = self.rate()?;
+        let owed = ticket.0 - self.settle(Some(rate)).paid;
+        // Beyond a microsecond's worth floating point has no say.
+        let due = Duration::from_secs_f64(owed.max(0.0) / rate.get() as f64);
+        (due > Duration::from_micros(1)).then(|| due.min(LOOK_INTERVAL))
     }
 
-    /// To be called after bytes have passed and before more do: waits until all is paid for.
+    /// To be called after bytes have passed and before more do: waits until they are paid for.
     pub async fn passed(&self, bytes: usize) {
-        self.charge(bytes);
-        while let Some(wait) = self.wait() {
+        let ticket = self.charge(bytes);
+        while let Some(wait) = self.wait(ticket) {
             sleep(wait).await;
         }
     }
 
-    /// The debt of now with `more` bytes, and the rate at which it is paid. None: nothing is owed without a
-    /// limit.
-    fn settle(&self, more: f64) -> Option<(f64, NonZeroU64)> {
-        let rate = self.rate();
-        let mut debt = self.debt.lock().unwrap_or_else(PoisonError::into_inner);
+    /// The account of now.
+    fn settle(&self, rate: Option<NonZeroU64>) -> MutexGuard<'_, Account> {
+        let mut account = self.account.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        let paid = rate.map_or(f64::INFINITY, |rate| {
-            let time = now.saturating_duration_since(debt.as_of);
-            time.as_secs_f64() * rate.get() as f64
-        });
-        debt.bytes = (debt.bytes - paid).max(0.0);
-        debt.as_of = now;
-        let rate = rate?;
-        debt.bytes += more;
-        Some((debt.bytes, rate))
+        let time = now.saturating_duration_since(account.as_of);
+        let paid = rate.map_or(f64::INFINITY, |rate| time.as_secs_f64() * rate.get() as f64);
+        account.paid = (account.paid + paid).min(account.passed);
+        account.as_of = now;
+        account
     }
 }
 
@@ -126,11 +131,15 @@ mod tests {
             tokio::spawn(async move { throttle.passed(1_000_000).await })
         };
         tokio::task::yield_now().await;
-        assert!(throttle.wait().is_some(), "it takes a quarter of an hour");
+        let ticket = throttle.charge(1);
+        assert!(
+            throttle.wait(ticket).is_some(),
+            "it takes a quarter of an hour"
+        );
         sender.send_replace(view(1_000_000_000));
         let limit = Duration::from_secs(20);
         tokio::time::timeout(limit, waits).await.unwrap().unwrap();
-        assert_eq!(throttle.wait(), None);
+        assert_eq!(throttle.wait(ticket), None);
     }
 
     #[tokio::test]

@@ -10,7 +10,7 @@ use opentelemetry_sdk::trace::SdkTracerProvider;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{LogFormat, TelemetryConfig};
@@ -18,6 +18,8 @@ use crate::trace;
 
 /// Exit code for a configuration that cannot be used (`EX_USAGE` of sysexits.h).
 pub const EXIT_CONFIG: u8 = 64;
+/// With less, brokers open and close the files of segments more often than they should.
+const OPEN_FILES_WANTED: u64 = 4_096;
 /// How long the last spans may take to leave.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -39,6 +41,7 @@ where
     init_logging(telemetry);
     abort_on_panic();
     disable_huge_pages();
+    raise_open_files_limit();
     let runtime = match build_runtime(worker_threads) {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -103,6 +106,45 @@ fn disable_huge_pages() {
     }
 }
 
+/// How many files and sockets this process may have open at a time.
+pub fn open_files_limit() -> u64 {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: the structure may be written to for the call.
+    match unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } {
+        0 => limit.rlim_cur,
+        // What POSIX promises to everybody (_POSIX_OPEN_MAX), times a little.
+        _ => 256,
+    }
+}
+
+/// Every process may have as many files open as its owner allows: the usual limit of 1,024 is for programs
+/// that use select(2), and a broker reaches it with a few hundred partitions.
+fn raise_open_files_limit() {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: the structure may be written to for the call.
+    let found = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    limit.rlim_cur = limit.rlim_max;
+    // SAFETY: the structure is read for the call.
+    if found != 0 || unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } != 0 {
+        let error = std::io::Error::last_os_error();
+        warn!(%error, "cannot raise the limit of open files");
+    }
+    let limit = open_files_limit();
+    if limit < OPEN_FILES_WANTED {
+        warn!(
+            limit,
+            wanted = OPEN_FILES_WANTED,
+            "few files may be open at a time; raise the hard limit (ulimit -Hn, LimitNOFILE=)"
+        );
+    }
+}
+
 fn init_logging(telemetry: &TelemetryConfig) {
     let filter =
         EnvFilter::try_new(&telemetry.log_filter).unwrap_or_else(|_| EnvFilter::new("info"));
@@ -159,5 +201,32 @@ fn flush_spans(runtime: &Runtime, provider: Option<SdkTracerProvider>) {
     });
     if !matches!(flushed, Ok(Ok(Ok(())))) {
         info!("the last spans could not be sent");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limit_of_open_files_is_raised_to_what_is_allowed() {
+        let mut limit = libc::rlimit {
+            rlim_cur: 0,
+            rlim_max: 0,
+        };
+        // SAFETY: the structure may be written to for the call.
+        assert_eq!(
+            unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) },
+            0
+        );
+        limit.rlim_cur = limit.rlim_max.min(200);
+        // SAFETY: the structure is read for the call.
+        assert_eq!(
+            unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) },
+            0
+        );
+        assert_eq!(open_files_limit(), limit.rlim_cur);
+        raise_open_files_limit();
+        assert_eq!(open_files_limit(), limit.rlim_max);
     }
 }

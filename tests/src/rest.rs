@@ -154,6 +154,14 @@ impl Rest {
         Ok(list.iter().map(Partition::from_json).collect())
     }
 
+    /// How many partitions of a topic are in a state (`under-replicated`, `offline`, ...).
+    pub fn count_in_state(&self, topic: &str, state: &str) -> Result<usize, String> {
+        let list = self.get(&format!("/v1/partitions?state={state}"))?;
+        let of_topic = |one: &&Value| one["topic"] == topic;
+        let all = list["partitions"].as_array().into_iter().flatten();
+        Ok(all.filter(of_topic).count())
+    }
+
     pub fn partition(&self, topic: &str, partition: usize) -> Result<Partition, String> {
         let mut partitions = self.partitions(topic)?;
         if partition >= partitions.len() {

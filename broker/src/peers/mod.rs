@@ -37,7 +37,7 @@ use uuid::Uuid;
 
 use crate::replica::raft_config::Vote;
 use crate::replica::{OpenError, Replica, ReplicaOptions};
-use crate::throttle::Throttle;
+use crate::throttle::{Throttle, Ticket};
 
 pub use codec::Route;
 pub use connector::{ConnectError, Connector, Frames, GrpcConnector};
@@ -222,21 +222,18 @@ impl Peers {
     }
 
     /// How long nothing more is to go to a replica by Raft, at least; None: it may. One that does not vote yet
-    /// waits until what such ones got is paid for.
-    fn fill_wait(&self, route: Route) -> Option<Duration> {
-        let throttle = &self.inner.options.fill_throttle;
-        throttle.rate()?;
-        match self.is_voter(route) {
-            true => None,
-            false => throttle.wait(),
-        }
+    /// waits until what it got last is paid for.
+    fn fill_wait(&self, route: Route, last: Ticket) -> Option<Duration> {
+        let wait = self.inner.options.fill_throttle.wait(last)?;
+        (!self.is_voter(route)).then_some(wait)
     }
 
     /// Takes account of records that were sent to a replica by Raft.
-    fn charge_fill(&self, route: Route, bytes: usize) {
+    fn charge_fill(&self, route: Route, bytes: usize) -> Ticket {
         let throttle = &self.inner.options.fill_throttle;
-        if throttle.rate().is_some() && !self.is_voter(route) {
-            throttle.charge(bytes);
+        match throttle.rate().is_some() && !self.is_voter(route) {
+            true => throttle.charge(bytes),
+            false => Ticket::default(),
         }
     }
 

@@ -36,6 +36,7 @@ use super::Peers;
 use super::codec::{self, Route};
 use super::link::{Link, LinkError, SESSION_APPENDS_MAX, SESSION_BYTES_MAX, Session, SessionEvent};
 use crate::replica::raft_config::{EntryData, TypeConfig, Vote};
+use crate::throttle::Ticket;
 
 /// Between two tries to replicate to a replica that does not answer, and the most that it grows to.
 const RETRY_DELAY: Duration = Duration::from_millis(200);
@@ -67,6 +68,7 @@ impl GroupNetwork {
             link: self.peers.link(to.broker_id),
             route,
             heartbeat,
+            filled: Ticket::default(),
         }
     }
 }
@@ -90,6 +92,9 @@ pub struct ReplicaClient {
     route: Route,
     /// Used for heartbeats only: they are control messages, coalesced with all others.
     heartbeat: bool,
+    /// What went last to a replica that does not vote yet. Raft opens a session for each piece that it reads
+    /// of a log.
+    filled: Ticket,
 }
 
 fn unreachable(error: &LinkError) -> RPCError<TypeConfig> {
@@ -122,6 +127,7 @@ impl NetStreamAppend<TypeConfig> for ReplicaClient {
                 window: VecDeque::new(),
                 window_bytes: 0,
                 blocked: None,
+                filled: &mut self.filled,
             };
             Box::pin(unfold(Some(replication), |state| async move {
                 let mut replication = state?;
@@ -170,6 +176,7 @@ struct Replication<'s, S> {
     window_bytes: usize,
     /// An append that waits for the window or for the link's budget.
     blocked: Option<Blocked>,
+    filled: &'s mut Ticket,
 }
 
 struct Blocked {
@@ -222,7 +229,7 @@ where
             }
             // Before it is read, so that what is read is the log of now.
             let fill_wait = match may_read {
-                true => self.peers.fill_wait(self.route),
+                true => self.peers.fill_wait(self.route, *self.filled),
                 false => None,
             };
             may_read &= fill_wait.is_none();
@@ -274,7 +281,7 @@ where
         let blocked = self.blocked.take().ok_or(broken)?;
         session.send(blocked.append, blocked.size)?;
         if blocked.has_records {
-            self.peers.charge_fill(self.route, blocked.size);
+            *self.filled = self.peers.charge_fill(self.route, blocked.size);
         }
         self.window_bytes = self.window_bytes.saturating_add(blocked.size);
         self.window.push_back(Unanswered {

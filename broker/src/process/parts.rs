@@ -12,6 +12,7 @@ use anyhow::Context;
 use arc_swap::ArcSwap;
 use chronik_storage::{Disk, Storage, StorageConfig};
 use chronik_telemetry::http::Health;
+use chronik_telemetry::process::open_files_limit;
 use chronik_types::cluster_image::ClusterImage;
 use chronik_types::id::{BrokerId, RaftGroupId};
 use prometheus_client::registry::Registry;
@@ -298,6 +299,13 @@ fn disk_watch(config: &Config, storage: &Storage, metrics: &BrokerMetrics) -> Op
     ))
 }
 
+/// Segment files that may be open at a time, of all that the process may: connections and the WAL have the
+/// other half.
+fn open_files_max(limit: u64) -> usize {
+    let half = usize::try_from(limit / 2).unwrap_or(usize::MAX);
+    half.min(StorageConfig::default().open_files_max)
+}
+
 async fn open_storage(config: &Config, disk: Arc<dyn Disk>) -> anyhow::Result<Storage> {
     let folder = config.data_dir.clone();
     let storage = StorageConfig {
@@ -307,6 +315,7 @@ async fn open_storage(config: &Config, disk: Arc<dyn Disk>) -> anyhow::Result<St
         reserve_bytes: config.storage.reserve_bytes,
         scrub_bytes_per_second: config.storage.scrub_bytes_per_second,
         scrub_interval: Duration::from_millis(config.storage.scrub_interval_ms),
+        open_files_max: open_files_max(open_files_limit()),
         ..StorageConfig::default()
     };
     let opened = tokio::task::spawn_blocking(move || {

@@ -129,3 +129,44 @@ impl Inner {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use chronik_types::offset::Offset;
+
+    use super::*;
+    use crate::disk::FaultyDisk;
+
+    #[test]
+    fn no_more_files_stay_open_than_the_limit_and_those_in_use_stay_longest() {
+        const MAX: usize = 8;
+        let disk = Arc::new(FaultyDisk::new());
+        let files = OpenFiles::new(disk, PathBuf::from("/data"), MAX);
+        let id = SegmentId {
+            base_offset: Offset(0),
+            generation: 0,
+        };
+        let open = |group| {
+            let file = files.open(RaftGroupId(group), id, FileKind::Log, true);
+            Arc::downgrade(&file.unwrap())
+        };
+        let in_use = open(0);
+        let opened: Vec<_> = (1..=100)
+            .map(|group| {
+                open(0);
+                open(group)
+            })
+            .collect();
+        let still_open = opened.iter().filter(|file| file.strong_count() > 0);
+        assert_eq!(still_open.count(), MAX - 1, "and the one in use");
+        assert_eq!(in_use.strong_count(), 1);
+        // One that was dropped is opened again, and one that is held is not closed under its user.
+        let held = files
+            .open(RaftGroupId(1), id, FileKind::Log, false)
+            .unwrap();
+        for group in 2..=100 {
+            open(group);
+        }
+        assert_eq!(held.size().unwrap(), 0);
+    }
+}

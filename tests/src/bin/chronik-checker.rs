@@ -2,6 +2,7 @@
 //! seed, until the time is over or an anomaly is found. Exit code 1: one was found.
 #![expect(clippy::print_stdout, reason = "a person or a script reads it")]
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -9,12 +10,12 @@ use std::time::{Duration, Instant};
 use anyhow::bail;
 use chronik_tests::checker::judge::judge;
 use chronik_tests::checker::run::{Options, new_seed, run};
-use chronik_tests::checker::schedule::{ALL_FAMILIES, Family};
+use chronik_tests::checker::schedule::{ALL_FAMILIES, ALL_KINDS, Family};
 use chronik_tests::checker::workload::read_history;
 use clap::Parser;
 
-/// Replicas that move, or lost their disk, take copies within this time.
-const COPIES_WITHIN: Duration = Duration::from_secs(600);
+/// In this time every kind of fault has come, and replicas that moved, or lost their disk, took copies.
+const ALL_WITHIN: Duration = Duration::from_secs(1_200);
 
 /// Many Kafka clients write and read while faults are injected; then everything is read back and
 /// judged. Needs the product's binaries (CHRONIK_BIN_DIR) and scripts/install-test-tools.sh.
@@ -78,6 +79,7 @@ fn main() -> anyhow::Result<ExitCode> {
     let length = Duration::from_secs_f64(arguments.minutes * 60.0);
     let mut seed = arguments.seed.unwrap_or_else(new_seed);
     let (mut runs, mut failed, mut copies) = (0, Vec::new(), 0);
+    let mut faults: BTreeMap<String, usize> = BTreeMap::new();
     while runs == 0 || started.elapsed() < length {
         let left = length.saturating_sub(started.elapsed());
         let per_run = Duration::from_secs_f64(arguments.run_minutes * 60.0);
@@ -101,6 +103,9 @@ fn main() -> anyhow::Result<ExitCode> {
         println!("{outcome}");
         runs += 1;
         copies += outcome.copies;
+        for (kind, count) in &outcome.faults {
+            *faults.entry(kind.clone()).or_default() += count;
+        }
         if !outcome.is_clean() {
             failed.push(seed);
             if !arguments.go_on {
@@ -109,15 +114,24 @@ fn main() -> anyhow::Result<ExitCode> {
         }
         seed += 1;
     }
+    let counts: Vec<String> = faults
+        .iter()
+        .map(|(kind, n)| format!("{n} {kind}"))
+        .collect();
     println!(
-        "{runs} runs, {} with anomalies; {copies} copies of logs; seeds: {failed:?}",
-        failed.len()
+        "{runs} runs, {} with anomalies; faults: {}; {copies} copies of logs; seeds: {failed:?}",
+        failed.len(),
+        counts.join(", ")
     );
-    let copies_wanted = arguments.faults.is_empty() && started.elapsed() >= COPIES_WITHIN;
-    if copies_wanted && copies == 0 {
-        bail!(
-            "no replica took a copy of a log in all this time: the runs show less than they should"
-        );
+    if arguments.faults.is_empty() && started.elapsed() >= ALL_WITHIN {
+        let missing = ALL_KINDS.iter().filter(|kind| !faults.contains_key(**kind));
+        let missing: Vec<_> = missing.collect();
+        if copies == 0 || !missing.is_empty() {
+            bail!(
+                "the runs show less than they should: {copies} copies of logs, and none of these faults in all \
+                 this time: {missing:?}"
+            );
+        }
     }
     Ok(ExitCode::from(u8::from(!failed.is_empty())))
 }

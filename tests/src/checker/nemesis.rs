@@ -119,13 +119,11 @@ impl<'a> Nemesis<'a> {
 
     fn begin(&mut self, number: usize, step: &Step) {
         let fault = &step.fault;
-        let name = format!("{fault:?}");
-        let name = name.split(['(', ' ']).next().unwrap_or_default();
         let lasts = step.end.saturating_sub(step.begin);
         let what = format!("fault {number}: {fault:?} for {} ms", lasts.as_millis());
         match self.start(number, fault, lasts) {
             Ok(hit) => {
-                *self.counts.entry(name.to_owned()).or_default() += 1;
+                *self.counts.entry(fault.kind()).or_default() += 1;
                 self.workload.note(&format!("{what} begins: {hit}"));
             }
             Err(why) => {

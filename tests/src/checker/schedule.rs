@@ -76,6 +76,34 @@ pub enum Fault {
     Wipe(Target),
 }
 
+/// The names of all of them.
+pub const ALL_KINDS: [&str; 12] = [
+    "Kill",
+    "KillInTurn",
+    "KillAll",
+    "Roll",
+    "Pause",
+    "StallDisk",
+    "Cut",
+    "Reset",
+    "CutPair",
+    "Slow",
+    "Move",
+    "Wipe",
+];
+
+impl Fault {
+    /// What it is called where faults are counted.
+    pub fn kind(&self) -> String {
+        let whole = format!("{self:?}");
+        whole
+            .split(['(', ' '])
+            .next()
+            .unwrap_or_default()
+            .to_owned()
+    }
+}
+
 /// A fault with its times since the beginning.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Step {
@@ -307,6 +335,8 @@ impl Chooser {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     const EXTENT: Extent = Extent {
@@ -331,6 +361,14 @@ mod tests {
             once.windows(2).any(|pair| pair[1].begin < pair[0].end),
             "none overlap"
         );
+    }
+
+    #[test]
+    fn every_kind_has_its_name_and_its_turn() {
+        let length = Duration::from_secs(180);
+        let steps = (0..20).flat_map(|seed| plan(seed, length, EXTENT, ALL_FAMILIES));
+        let chosen: BTreeSet<String> = steps.map(|step| step.fault.kind()).collect();
+        assert_eq!(chosen, ALL_KINDS.map(str::to_owned).into());
     }
 
     #[test]

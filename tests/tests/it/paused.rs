@@ -7,9 +7,8 @@ use chronik_tests::checker::stall::{LOG_THREAD, Stall};
 use chronik_tests::cluster::Cluster;
 use chronik_tests::figures::report;
 use chronik_tests::ledger::Production;
-use chronik_tests::rest::Rest;
 use chronik_tests::wait::{holds, wait_for};
-use serde_json::{Value, json};
+use serde_json::json;
 
 const DEADLINE: Duration = Duration::from_secs(120);
 const PRODUCE_DEADLINE: Duration = Duration::from_secs(300);
@@ -20,13 +19,6 @@ fn counted(cluster: &Cluster, state: &str) -> Result<f64, String> {
     cluster.metric("controller-1", &name)
 }
 
-fn listed(rest: &Rest, state: &str) -> Result<usize, String> {
-    let list = rest.get(&format!("/v1/partitions?state={state}"))?;
-    let of_topic = |one: &&Value| one["topic"] == "paused";
-    let all = list["partitions"].as_array().into_iter().flatten();
-    Ok(all.filter(of_topic).count())
-}
-
 #[test]
 fn a_broker_that_stands_still_is_replaced_and_takes_nothing_back() {
     let mut cluster = Cluster::start("paused");
@@ -34,8 +26,12 @@ fn a_broker_that_stands_still_is_replaced_and_takes_nothing_back() {
     // With one of three replicas away acks=all goes on where two are enough; `strict` asks for all three.
     rest.create_topic("paused", 6, 3, json!({"min.insync.replicas": "2"}));
     rest.create_topic("strict", 1, 3, json!({"min.insync.replicas": "3"}));
+    // Nobody can take over what has no other replica.
+    let alone = json!({"name": "alone", "assignments": [[1]], "timeout_ms": 60_000});
+    rest.create_topic_in_the_end(&alone, DEADLINE);
     rest.wait_until_healthy("paused", DEADLINE);
     rest.wait_until_healthy("strict", DEADLINE);
+    rest.wait_until_healthy("alone", DEADLINE);
     let arguments = ["-partitions", "6", "-records", "3000000", "-until-told"];
     let arguments = [&arguments[..], &["-rate", "8000", "-timeout", "290s"]].concat();
     let production = Production::start(&cluster, "paused", &arguments);
@@ -60,8 +56,8 @@ fn a_broker_that_stands_still_is_replaced_and_takes_nothing_back() {
     production.wait_until_acked_more(20_000, PRODUCE_DEADLINE);
     wait_for("the missing replicas to be told", DEADLINE, || {
         let lists = (
-            listed(&rest, "under-replicated")?,
-            listed(&rest, "offline")?,
+            rest.count_in_state("paused", "under-replicated")?,
+            rest.count_in_state("paused", "offline")?,
         );
         holds(lists == (6, 0), format!("{lists:?}"))?;
         let strict = rest.get("/v1/partitions?state=under-min-isr")?;
@@ -73,10 +69,18 @@ fn a_broker_that_stands_still_is_replaced_and_takes_nothing_back() {
     let metric = |state: &str| counted(&cluster, state);
     wait_for("the metrics to say so too", DEADLINE, || {
         let under = (metric("under_replicated")?, metric("under_min_isr")?);
-        holds(under.0 >= 7.0 && under.1 >= 1.0, format!("{under:?}"))
+        let offline = metric("offline")?;
+        let are_told = under.0 >= 7.0 && under.1 >= 1.0 && offline >= 1.0;
+        holds(are_told, format!("{under:?}, {offline}"))
     });
 
+    assert_eq!(rest.count_in_state("alone", "offline"), Ok(1));
+
     paused.signal(libc::SIGCONT);
+    wait_for("the partition to be back", DEADLINE, || {
+        let offline = rest.count_in_state("alone", "offline")?;
+        holds(offline == 0, format!("{offline}"))
+    });
     rest.wait_until_healthy("paused", DEADLINE);
     rest.wait_until_healthy("strict", DEADLINE);
     // Records go on with the broker back in its place.
@@ -85,7 +89,10 @@ fn a_broker_that_stands_still_is_replaced_and_takes_nothing_back() {
     produced.verify(&cluster);
     produced.assert_at_least_acked(40_000);
     wait_for("the lists to be empty", DEADLINE, || {
-        let lists = (listed(&rest, "under-replicated")?, metric("under_min_isr")?);
+        let lists = (
+            rest.count_in_state("paused", "under-replicated")?,
+            metric("under_min_isr")?,
+        );
         holds(lists == (0, 0.0), format!("{lists:?}"))
     });
     cluster.assert_no_panic();
