@@ -1,7 +1,9 @@
 //! States of partitions that need attention: one definition for REST and metrics, and the same as
-//! that of Kafka's kafka-topics.
+//! that of Kafka's kafka-topics; but that a partition whose majority is gone is offline, since its leader
+//! commits nothing, and has stepped down.
 
 use chronik_types::cluster_image::{ClusterImage, Partition, Topic};
+use chronik_types::id::ReplicaId;
 use chronik_types::topic_config;
 
 use super::dto::PartitionState;
@@ -25,12 +27,19 @@ pub fn is_in(
         PartitionState::UnderReplicated => partition.is_under_replicated(),
         PartitionState::UnderMinIsr => partition.isr.len() < min_insync_replicas(topic),
         PartitionState::AtMinIsr => partition.isr.len() == min_insync_replicas(topic),
-        PartitionState::Offline => !is_led,
+        PartitionState::Offline => !is_led || lacks_majority(image, partition),
         PartitionState::Reassigning => partition.reassignment.is_some(),
         PartitionState::NotPreferredLeader => {
             is_led && partition.leader != preferred_leader(partition)
         }
     }
+}
+
+/// No leader can commit. Of a partition that is being moved it is not known here which replicas vote.
+fn lacks_majority(image: &ClusterImage, partition: &Partition) -> bool {
+    let is_live = |replica: &&ReplicaId| image.is_live(replica.broker_id);
+    let live = partition.replicas.iter().filter(is_live).count();
+    partition.reassignment.is_none() && live <= partition.replicas.len() / 2
 }
 
 #[cfg(test)]
@@ -39,7 +48,7 @@ mod tests {
 
     use chronik_types::cluster_image::{Broker, Drain};
     use chronik_types::epoch::BrokerEpoch;
-    use chronik_types::id::{BrokerId, ReplicaId, TopicId};
+    use chronik_types::id::{BrokerId, TopicId};
     use uuid::Uuid;
 
     use super::*;
@@ -48,6 +57,16 @@ mod tests {
     };
 
     fn check(isr: &[i32], leader: Option<i32>, min: &str, expected: &[PartitionState]) {
+        check_without(&[3], isr, leader, min, expected);
+    }
+
+    fn check_without(
+        fenced: &[i32],
+        isr: &[i32],
+        leader: Option<i32>,
+        min: &str,
+        expected: &[PartitionState],
+    ) {
         let mut image = ClusterImage::default();
         for id in 1..=3 {
             let broker = Broker {
@@ -56,7 +75,7 @@ mod tests {
                 broker_epoch: BrokerEpoch(1),
                 rpc_address: String::new(),
                 rack: None,
-                fenced: id == 3,
+                fenced: fenced.contains(&id),
                 drain: Drain::None,
             };
             image.brokers.insert(broker.broker_id, broker);
@@ -99,5 +118,13 @@ mod tests {
         check(&[1, 2, 3], Some(2), "2", &[NotPreferredLeader]);
         check(&[1, 2, 3], None, "2", &[Offline]);
         check(&[3], Some(3), "1", &[UnderReplicated, AtMinIsr, Offline]);
+    }
+
+    #[test]
+    fn without_a_majority_a_partition_is_offline_whoever_is_said_to_lead() {
+        let under = [UnderReplicated, AtMinIsr];
+        check_without(&[3], &[1], Some(1), "1", &under);
+        let offline = [UnderReplicated, AtMinIsr, Offline];
+        check_without(&[2, 3], &[1], Some(1), "1", &offline);
     }
 }

@@ -212,6 +212,10 @@ fn kafkas_own_tools_move_list_verify_cancel_and_elect() {
     // plan to be alive.
     cluster.kill_9("broker-2");
     cluster.kill_9("broker-3");
+    wait_for("the partitions to be told offline", DEADLINE, || {
+        let offline = rest.count_in_state("tool", "offline")?;
+        holds(offline == 3, format!("{offline}"))
+    });
     write_plan(&[vec![1, 4], vec![1, 4], vec![1, 4]]);
     ok(&["--execute", "--reassignment-json-file", &path]);
     let listed = ok(&["--list"]);
