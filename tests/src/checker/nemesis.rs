@@ -96,9 +96,11 @@ impl<'a> Nemesis<'a> {
         self.fleet.network().heal();
         let mut late = Vec::new();
         if left_down.is_some() && self.wiped.is_some() {
-            // A broker that is being filled again is no part of any majority yet.
+            // A broker that is being filled again is no part of any majority yet, and until it has registered
+            // anew it passes for what it was.
             self.fleet.settle();
-            late.extend(within(WHOLE_DEADLINE, || self.fleet.is_whole()).err());
+            let is_whole = || self.fleet.is_surely_whole(self.wiped.as_ref());
+            late.extend(within(WHOLE_DEADLINE, is_whole).err());
         }
         if let Some(name) = left_down
             && late.is_empty()
