@@ -207,8 +207,7 @@ impl ControllerClient {
     }
 
     /// Sends reports of partitions led here, how far replicas are that are being filled, and how much has
-    /// come of copies taken here. An
-    /// error means that no report is decided.
+    /// come of copies taken here. An error means that no report is decided.
     pub async fn report(
         &self,
         reports: Vec<v1::PartitionReport>,

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 
 /// Longer than anything takes on a busy machine.
 const LIMIT: Duration = Duration::from_secs(40);
@@ -37,10 +37,6 @@ pub async fn within<T>(future: impl Future<Output = T>) -> T {
 
 /// For what must not happen, which nothing announces: the condition holds at every look of the time.
 pub async fn stays(what: &str, time: Duration, holds: impl Fn() -> bool) {
-    let end = Instant::now() + time;
-    while Instant::now() < end {
-        assert!(holds(), "no more: {what}");
-        sleep(LOOK_INTERVAL).await;
-    }
-    assert!(holds(), "no more: {what}");
+    let ended = timeout(time, until(what, || !holds())).await;
+    assert!(ended.is_err() && holds(), "no more: {what}");
 }

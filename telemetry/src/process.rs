@@ -108,31 +108,39 @@ fn disable_huge_pages() {
 
 /// How many files and sockets this process may have open at a time.
 pub fn open_files_limit() -> u64 {
-    let mut limit = libc::rlimit {
+    // What cannot be asked for is taken for little.
+    limits().map_or(256, |limits| limits.rlim_cur)
+}
+
+/// The soft and the hard limit of open files.
+fn limits() -> std::io::Result<libc::rlimit> {
+    let mut limits = libc::rlimit {
         rlim_cur: 0,
         rlim_max: 0,
     };
     // SAFETY: the structure may be written to for the call.
-    match unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } {
-        0 => limit.rlim_cur,
-        // What POSIX promises to everybody (_POSIX_OPEN_MAX), times a little.
-        _ => 256,
+    match unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limits) } {
+        0 => Ok(limits),
+        _ => Err(std::io::Error::last_os_error()),
+    }
+}
+
+fn set_limits(limits: libc::rlimit) -> std::io::Result<()> {
+    // SAFETY: the structure is read for the call.
+    match unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limits) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
     }
 }
 
 /// Every process may have as many files open as its owner allows: the usual limit of 1,024 is for programs
 /// that use select(2), and a broker reaches it with a few hundred partitions.
 fn raise_open_files_limit() {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
-    // SAFETY: the structure may be written to for the call.
-    let found = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
-    limit.rlim_cur = limit.rlim_max;
-    // SAFETY: the structure is read for the call.
-    if found != 0 || unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } != 0 {
-        let error = std::io::Error::last_os_error();
+    let raised = limits().and_then(|mut limits| {
+        limits.rlim_cur = limits.rlim_max;
+        set_limits(limits)
+    });
+    if let Err(error) = raised {
         warn!(%error, "cannot raise the limit of open files");
     }
     let limit = open_files_limit();
@@ -210,21 +218,9 @@ mod tests {
 
     #[test]
     fn the_limit_of_open_files_is_raised_to_what_is_allowed() {
-        let mut limit = libc::rlimit {
-            rlim_cur: 0,
-            rlim_max: 0,
-        };
-        // SAFETY: the structure may be written to for the call.
-        assert_eq!(
-            unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) },
-            0
-        );
+        let mut limit = limits().unwrap();
         limit.rlim_cur = limit.rlim_max.min(200);
-        // SAFETY: the structure is read for the call.
-        assert_eq!(
-            unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) },
-            0
-        );
+        set_limits(limit).unwrap();
         assert_eq!(open_files_limit(), limit.rlim_cur);
         raise_open_files_limit();
         assert_eq!(open_files_limit(), limit.rlim_max);

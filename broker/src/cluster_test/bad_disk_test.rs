@@ -7,6 +7,7 @@ use std::time::Duration;
 use chronik_proto::v1::PartitionError;
 use chronik_storage::disk::faulty::{Fault, Operation};
 use chronik_types::offset::Offset;
+use tempfile::TempDir;
 
 use super::harness::{
     BROKERS, Cluster, RESERVE_BYTES, all_in_sync, all_registered, others_lead, preferred_leaders,
@@ -20,22 +21,35 @@ const FULL: i32 = 2;
 const THIRD: i32 = 3;
 
 /// A partition that broker 1 leads.
-async fn led(folder: &std::path::Path, serving: &Serving) -> Cluster {
-    let controller = &serving.controller;
-    let cluster = Cluster::on_faulty_disks(folder, serving);
-    all_registered(controller).await;
-    controller.create_topic("t", 1, &BROKERS);
-    all_in_sync(controller, "a leader").await;
-    preferred_leaders(controller).await;
-    cluster
+struct Scene {
+    cluster: Cluster,
+    serving: Serving,
+    /// Kept for as long as the brokers.
+    _folder: TempDir,
+}
+
+impl Scene {
+    async fn start() -> Scene {
+        let folder = tempfile::tempdir().unwrap();
+        let serving = FakeController::serve().await;
+        let controller = &serving.controller;
+        let cluster = Cluster::on_faulty_disks(folder.path(), &serving);
+        all_registered(controller).await;
+        controller.create_topic("t", 1, &BROKERS);
+        all_in_sync(controller, "a leader").await;
+        preferred_leaders(controller).await;
+        Scene {
+            cluster,
+            serving,
+            _folder: folder,
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_follower_whose_disk_is_full_votes_for_the_next_leader() {
-    let folder = tempfile::tempdir().unwrap();
-    let serving = FakeController::serve().await;
-    let controller = &serving.controller;
-    let mut cluster = led(folder.path(), &serving).await;
+    let mut scene = Scene::start().await;
+    let (cluster, controller) = (&mut scene.cluster, &scene.serving.controller);
     let mut wrote = vec!["with room".to_owned()];
     cluster.produce(GROUP, &wrote[0]).await;
 
@@ -69,15 +83,13 @@ async fn a_follower_whose_disk_is_full_votes_for_the_next_leader() {
     assert_eq!(cluster.read(THIRD, GROUP, wrote.len()).await, wrote);
     cluster.start_broker(LEADER, None);
     all_in_sync(controller, "all are back").await;
-    cluster.end();
+    scene.cluster.end();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_on_its_way_when_the_disks_filled_up_comes_to_all() {
-    let folder = tempfile::tempdir().unwrap();
-    let serving = FakeController::serve().await;
-    let controller = &serving.controller;
-    let mut cluster = led(folder.path(), &serving).await;
+    let mut scene = Scene::start().await;
+    let (cluster, controller) = (&mut scene.cluster, &scene.serving.controller);
     for other in [LEADER, THIRD] {
         cluster.ways.cut(&[(other, FULL), (FULL, other)]);
     }
@@ -104,20 +116,18 @@ async fn what_was_on_its_way_when_the_disks_filled_up_comes_to_all() {
         others.contains(&leader).then_some(leader)
     })
     .await;
-    until_refused(&cluster, leader).await;
+    until_refused(cluster, leader).await;
     assert_eq!(cluster.read(leader, GROUP, wrote.len()).await, wrote);
-    cluster.end();
+    scene.cluster.end();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_whose_disk_is_full_refuses_records_and_hands_over() {
-    let folder = tempfile::tempdir().unwrap();
-    let serving = FakeController::serve().await;
-    let controller = &serving.controller;
-    let mut cluster = led(folder.path(), &serving).await;
+    let mut scene = Scene::start().await;
+    let (cluster, controller) = (&mut scene.cluster, &scene.serving.controller);
     cluster.produce(GROUP, "with room").await;
     cluster.fill_disk(LEADER, RESERVE_BYTES / 4).await;
-    until_refused(&cluster, LEADER).await;
+    until_refused(cluster, LEADER).await;
     assert_eq!(cluster.read(LEADER, GROUP, 1).await, vec!["with room"]);
     // An orderly stop needs no room but the reserve.
     cluster.stop_in_order(LEADER).await;
@@ -127,7 +137,7 @@ async fn a_leader_whose_disk_is_full_refuses_records_and_hands_over() {
     cluster.disks[&LEADER].set_capacity(None);
     cluster.start_broker(LEADER, None);
     all_in_sync(controller, "it is back").await;
-    cluster.end();
+    scene.cluster.end();
 }
 
 async fn until_refused(cluster: &Cluster, id: i32) {
@@ -140,10 +150,8 @@ async fn until_refused(cluster: &Cluster, id: i32) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_leader_cannot_read_comes_back_from_a_peer() {
-    let folder = tempfile::tempdir().unwrap();
-    let serving = FakeController::serve().await;
-    let controller = &serving.controller;
-    let mut cluster = led(folder.path(), &serving).await;
+    let mut scene = Scene::start().await;
+    let (cluster, controller) = (&mut scene.cluster, &scene.serving.controller);
     let wrote: Vec<String> = (0..20).map(|number| format!("record {number}")).collect();
     for value in &wrote {
         cluster.produce(GROUP, value).await;
@@ -189,15 +197,13 @@ async fn what_a_leader_cannot_read_comes_back_from_a_peer() {
     let batches = tokio::task::spawn_blocking(read).await.unwrap().unwrap();
     assert_eq!(super::client::values(&batches.concat()), wrote);
     all_in_sync(controller, "it is whole").await;
-    cluster.end();
+    scene.cluster.end();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_whose_fsync_fails_stops_and_the_others_lead() {
-    let folder = tempfile::tempdir().unwrap();
-    let serving = FakeController::serve().await;
-    let controller = &serving.controller;
-    let mut cluster = led(folder.path(), &serving).await;
+    let mut scene = Scene::start().await;
+    let (cluster, controller) = (&mut scene.cluster, &scene.serving.controller);
     cluster.produce(GROUP, "before").await;
     let disk = cluster.disks[&LEADER].clone();
     disk.inject(Fault {
@@ -234,5 +240,5 @@ async fn a_broker_whose_fsync_fails_stops_and_the_others_lead() {
     );
     assert_eq!(read.first().map(String::as_str), Some("before"));
     assert_eq!(read.last().map(String::as_str), Some("after"));
-    cluster.end();
+    scene.cluster.end();
 }

@@ -113,12 +113,16 @@ impl Cluster {
         values
     }
 
-    /// The partition's first offset, as its leader says.
-    pub async fn earliest(&self, id: i32, group: u64) -> Option<i64> {
+    async fn list_offset(
+        &self,
+        id: i32,
+        group: u64,
+        timestamp: i64,
+    ) -> v1::PartitionListOffsetsResult {
         let asked = v1::PartitionListOffsets {
             raft_group_id: group,
             current_leader_epoch: -1,
-            timestamp: -2,
+            timestamp,
         };
         let request = v1::ListOffsetsRequest {
             read_committed: false,
@@ -126,23 +130,18 @@ impl Cluster {
         };
         let mut client = self.client(id).await;
         let response = client.list_offsets(request).await.unwrap().into_inner();
-        let found = &response.partitions[0];
+        response.partitions.into_iter().next().unwrap()
+    }
+
+    /// The partition's first offset, as its leader says.
+    pub async fn earliest(&self, id: i32, group: u64) -> Option<i64> {
+        let found = self.list_offset(id, group, -2).await;
         (found.error() == v1::PartitionError::None).then_some(found.offset)
     }
 
     pub async fn replica_exists(&self, id: i32, group: u64) -> bool {
-        let mut client = self.client(id).await;
-        let partition = v1::PartitionListOffsets {
-            raft_group_id: group,
-            current_leader_epoch: -1,
-            timestamp: -1,
-        };
-        let request = v1::ListOffsetsRequest {
-            read_committed: false,
-            partitions: vec![partition],
-        };
-        let response = client.list_offsets(request).await.unwrap().into_inner();
-        response.partitions[0].error() != v1::PartitionError::UnknownPartition
+        let found = self.list_offset(id, group, -1).await;
+        found.error() != v1::PartitionError::UnknownPartition
     }
 }
 
